@@ -1,0 +1,458 @@
+//! The compiled configuration: only valid values, defaults filled, names resolved to indexes.
+//!
+//! Everything here is plain data. It knows no socket, clock, runtime or broker client, so that `check`, `explain`
+//! and the tests can use it without starting anything.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::{HeaderName, Method};
+use serde::{Serialize, Serializer};
+
+/// One compiled file.
+#[derive(Debug, Clone, Serialize)]
+pub struct Config {
+    /// This service's own name: 1 to 63 characters of `a-z 0-9 -`.
+    pub service: String,
+    /// Where the service beside us listens; absent for a sidecar that only sends.
+    pub app: Option<Address>,
+    /// The door for the app's own calls.
+    pub outbound: Option<Outbound>,
+    /// The door for other sidecars' calls.
+    pub inbound: Option<Inbound>,
+    /// Topics delivered to the app.
+    pub subscriptions: Vec<Subscription>,
+    /// Named peers; [`ServiceIndex`] points in here.
+    pub services: Vec<Service>,
+    /// The broker, if any part needs one.
+    pub kafka: Option<Kafka>,
+    /// Stores of whole bodies; [`ClaimIndex`] points in here.
+    pub claims: Vec<ClaimStore>,
+    /// How many timelines are kept, and how long.
+    pub messages: Messages,
+    /// Read-only door for the kubelet and Prometheus.
+    pub probe: Option<SocketAddr>,
+    /// The door for people on this machine.
+    pub admin: SocketAddr,
+    /// Bounds everything after SIGTERM.
+    #[serde(serialize_with = "duration")]
+    pub drain: Duration,
+    /// Process-wide limits.
+    pub limits: Limits,
+}
+
+/// `host:port`, where host is a name or an IP address (IPv6 in brackets in its text form).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Address {
+    /// A DNS name in lower case, or an IP address without brackets.
+    pub host: String,
+    /// 1 to 65535, or 0 in tests.
+    pub port: u16,
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl Serialize for Address {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Position of a service in [`Config::services`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+pub struct ServiceIndex(pub usize);
+
+/// Position of a store in [`Config::claims`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+pub struct ClaimIndex(pub usize);
+
+/// The outbound door.
+#[derive(Debug, Clone, Serialize)]
+pub struct Outbound {
+    /// Default `127.0.0.1:4140`.
+    pub listen: SocketAddr,
+    /// In file order: the first match wins. Empty when the door only serves `/.wayside/`.
+    pub routes: Vec<Route>,
+}
+
+/// One rule of the outbound door.
+#[derive(Debug, Clone, Serialize)]
+pub struct Route {
+    /// Unique within the file; the word used in logs and metrics.
+    pub name: String,
+    /// 1-based line of the route in its file, for `explain`.
+    pub line: usize,
+    /// Which calls it takes.
+    pub matches: Match,
+    /// What is done with them.
+    pub pattern: Pattern,
+}
+
+/// What a call must look like. An absent part takes everything.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Match {
+    /// Compared without port and without regard to case.
+    pub host: Option<HostPattern>,
+    /// Registered methods (RFC 9110 section 16.1); empty takes all.
+    #[serde(serialize_with = "texts")]
+    pub methods: Vec<Method>,
+    /// Compared with the canonical path, without the query.
+    pub path: PathPattern,
+}
+
+/// A host rule, in lower case.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HostPattern {
+    /// The whole name.
+    Exact(String),
+    /// `*.suffix`: any name that ends in `.suffix`; held as `.suffix`.
+    Suffix(String),
+}
+
+/// A path rule.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PathPattern {
+    /// Every path.
+    #[default]
+    Any,
+    /// This path and no other.
+    Exact(String),
+    /// `/a/**`: `/a` and everything below it by whole segments; held as `/a` (`/**` is [`PathPattern::Any`]).
+    Prefix(String),
+}
+
+/// What is done with a call.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pattern {
+    /// Passed on at once.
+    Forward(Forward),
+    /// Made a record; with [`Publish::slim`] it is an event.
+    Publish(Publish),
+}
+
+/// Synchronous forwarding.
+#[derive(Debug, Clone, Serialize)]
+pub struct Forward {
+    /// Where to.
+    pub to: ServiceIndex,
+    /// Every phase, all under `whole`.
+    pub timeouts: Timeouts,
+    /// When a try is repeated.
+    pub retry: Retry,
+    /// The route promises that running a call twice does no harm, whatever its method.
+    pub idempotent: bool,
+}
+
+/// The phases of one forwarded call. No phase may be longer than `whole`.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Timeouts {
+    /// The whole call, tries and backoff included, until the answer's last byte; default 15 s.
+    #[serde(serialize_with = "duration")]
+    pub whole: Duration,
+    /// TCP connect of one try; default 1 s.
+    #[serde(serialize_with = "duration")]
+    pub connect: Duration,
+    /// From the request's last byte to the answer's head, in one try; default: `whole`.
+    #[serde(serialize_with = "duration")]
+    pub head: Duration,
+    /// One try, connect included, until its head; default: `whole`.
+    #[serde(serialize_with = "duration")]
+    pub per_try: Duration,
+    /// Silence between two frames of a body, either way; default 30 s, at most `whole`.
+    #[serde(serialize_with = "duration")]
+    pub idle: Duration,
+}
+
+/// When and how often a try is repeated.
+#[derive(Debug, Clone, Serialize)]
+pub struct Retry {
+    /// Tries in all, the first one counted: 1 to 10, default 3 for `forward`; 1 to 1000, default 5 for a subscription.
+    pub attempts: u32,
+    /// Shortest and longest wait before an address is tried again, full jitter between zero and the doubling value.
+    pub backoff: Backoff,
+    /// Statuses that are tried again for idempotent calls; default 502, 503, 504. Unused by subscriptions.
+    pub statuses: Vec<u16>,
+}
+
+/// `first..longest`, doubling.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Backoff {
+    /// Not above `longest`.
+    #[serde(serialize_with = "duration")]
+    pub first: Duration,
+    /// The cap.
+    #[serde(serialize_with = "duration")]
+    pub longest: Duration,
+}
+
+/// Publishing to a topic.
+#[derive(Debug, Clone, Serialize)]
+pub struct Publish {
+    /// A legal Kafka topic name: 1 to 249 characters of `a-z A-Z 0-9 . _ -`, not `.` or `..`.
+    pub topic: String,
+    /// Where the record's key comes from; `None` leaves the record without one.
+    pub key: Option<KeyRule>,
+    /// What a call without that key gets.
+    pub key_missing: KeyMissing,
+    /// Present for an event: what stays in the record and where the whole goes.
+    pub slim: Option<Slim>,
+    /// Which of the call's headers travel.
+    pub headers: HeaderRule,
+    /// Largest body taken, in bytes; default 1 MiB. Above it the call is a 413.
+    pub max_body: usize,
+    /// How long the broker may take to acknowledge; default 5 s.
+    #[serde(serialize_with = "duration")]
+    pub timeout: Duration,
+}
+
+/// Where a record's key comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyRule {
+    /// `/customer/id`: a JSON pointer (RFC 6901) into the body.
+    Body(Pointer),
+    /// `header: name`.
+    Header(#[serde(serialize_with = "text")] HeaderName),
+    /// `path: 1`: a segment of the path, counted from 1.
+    Path(usize),
+}
+
+/// What happens to a call whose key is missing, null or a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyMissing {
+    /// 400, the default.
+    #[default]
+    Refuse,
+    /// The record goes without a key, in no order.
+    Unordered,
+}
+
+/// A JSON pointer (RFC 6901) of at least one token, tokens unescaped.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Pointer(pub Vec<String>);
+
+impl fmt::Display for Pointer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for token in &self.0 {
+            write!(f, "/{}", token.replace('~', "~0").replace('/', "~1"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Serialize for Pointer {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// How a body is made small.
+#[derive(Debug, Clone, Serialize)]
+pub struct Slim {
+    /// What stays.
+    pub rule: SlimRule,
+    /// Where the whole body is kept.
+    pub claim: ClaimIndex,
+}
+
+/// Which fields stay in the record. No pointer is a prefix of another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SlimRule {
+    /// Only these.
+    Keep(Vec<Pointer>),
+    /// All but these.
+    Drop(Vec<Pointer>),
+}
+
+/// Which headers of a call travel in its record, on top of the fixed rule of what never does.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct HeaderRule {
+    /// Travel although the fixed rule drops them by default (`authorization`, `cookie`).
+    #[serde(serialize_with = "texts")]
+    pub keep: Vec<HeaderName>,
+    /// Never travel.
+    #[serde(serialize_with = "texts")]
+    pub drop: Vec<HeaderName>,
+}
+
+/// The inbound door.
+#[derive(Debug, Clone, Serialize)]
+pub struct Inbound {
+    /// Where other sidecars call.
+    pub listen: SocketAddr,
+}
+
+/// A topic delivered to the app.
+#[derive(Debug, Clone, Serialize)]
+pub struct Subscription {
+    /// The topic.
+    pub topic: String,
+    /// The consumer group; default: the service's name.
+    pub group: String,
+    /// 1-based line of the subscription in its file.
+    pub line: usize,
+    /// The path that gets every message; `None` restores the call as it was made.
+    pub path: Option<String>,
+    /// How long the app may take for one delivery; default 30 s.
+    #[serde(serialize_with = "duration")]
+    pub timeout: Duration,
+    /// Deliveries at the same time, at most; default 64.
+    pub concurrency: usize,
+    /// What is done about claims.
+    pub hydrate: Hydrate,
+    /// Attempts and waits; attempts are of no effect without `dead_letter`.
+    pub retry: Retry,
+    /// Where a message goes whose attempts are used up.
+    pub dead_letter: Option<String>,
+}
+
+/// What a subscription does about claims.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Hydrate {
+    /// The app gets the slim body and no address.
+    Never,
+    /// The app gets the slim body and an address for the rest; the default.
+    #[default]
+    Lazy,
+    /// The app gets the whole body.
+    Eager,
+}
+
+/// A named peer.
+#[derive(Debug, Clone, Serialize)]
+pub struct Service {
+    /// The word used by routes, logs and metrics.
+    pub name: String,
+    /// At least one.
+    pub addresses: Vec<Address>,
+}
+
+/// The broker.
+#[derive(Debug, Clone, Serialize)]
+pub struct Kafka {
+    /// Where it is.
+    pub cluster: Cluster,
+    /// librdkafka properties that override ours, in file order.
+    pub properties: Vec<(String, Secret)>,
+    /// Bytes that may wait in the producer; default 32 MiB. Above it a call is a 503.
+    pub queue_max: usize,
+}
+
+/// Which broker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cluster {
+    /// `host:port` each.
+    Brokers(Vec<String>),
+    /// In this process, for trying things out.
+    Embedded,
+}
+
+/// A value that no log, dump or error prints.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a value.
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The value itself, for the one place that needs it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("[redacted]")
+    }
+}
+
+/// A store of whole bodies.
+#[derive(Debug, Clone, Serialize)]
+pub struct ClaimStore {
+    /// The word used by `slim.claim`.
+    pub name: String,
+    /// Its folder; made if missing.
+    pub disk: PathBuf,
+    /// How long a claim is served; default 1 h.
+    #[serde(serialize_with = "duration")]
+    pub ttl: Duration,
+    /// What the folder outlives, told in every 202.
+    pub survives: Survives,
+    /// Bytes on disk; default 1 GiB. Above it a call is a 503.
+    pub max: u64,
+}
+
+/// What a folder outlives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Survives {
+    /// An `emptyDir`: the container's restart, not the pod's end.
+    Pod,
+    /// A persistent volume.
+    Volume,
+}
+
+/// How many timelines are kept.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Messages {
+    /// Default 100,000; the oldest goes first.
+    pub max: usize,
+    /// Default 1 h.
+    #[serde(serialize_with = "duration")]
+    pub keep: Duration,
+}
+
+/// Process-wide limits (`limits:`).
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Limits {
+    /// Open connections a door; default 10,000. Above it the newest waits in the listen queue.
+    pub connections: usize,
+    /// Calls in flight a door; default 1,000. Above it a call is a 503 `overloaded`.
+    pub in_flight: usize,
+    /// Bytes of a request's head; default 64 KiB. Above it a call is a 431.
+    pub head: usize,
+    /// Bytes of a body held for a retry; default 64 KiB. Above it the call goes on without one.
+    pub replay: usize,
+    /// Bytes held for retries in all; default 32 MiB. Above it calls go on without one.
+    pub replay_total: usize,
+    /// Bytes of a claim that is fetched for the app; default 10 MiB. Above it the claim is refused.
+    pub claim: usize,
+}
+
+fn duration<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&humantime::format_duration(*value))
+}
+
+fn text<S: Serializer>(value: &HeaderName, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+fn texts<S: Serializer, T: fmt::Display>(values: &[T], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(values.iter().map(T::to_string))
+}

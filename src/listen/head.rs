@@ -1,0 +1,172 @@
+//! Brings a request's head into the one form that is matched and forwarded, or refuses it.
+//!
+//! Sources: RFC 9112 section 3.2 (request target and Host), RFC 3986 section 6.2.2 (normal form).
+
+use std::borrow::Cow;
+
+use http::header::{HOST, HeaderValue, TRANSFER_ENCODING};
+use http::uri::{Authority, PathAndQuery};
+use http::{Method, Uri, Version};
+
+use crate::error::{Error, Kind};
+use crate::service::Request;
+
+/// Longest request target, in bytes; a longer one is a 400.
+const TARGET_MAX: usize = 8 << 10;
+
+/// Checks the head and rewrites it: afterwards there is exactly one Host (none only for HTTP/1.0), the target is in
+/// origin form, and its path has one spelling.
+///
+/// # Errors
+/// [`Kind::BadRequest`] with the rule that was broken, [`Kind::MethodNotAllowed`] for CONNECT.
+pub fn canonical(request: &mut Request) -> Result<(), Error> {
+    if request.method() == Method::CONNECT {
+        return Err(Error::new(Kind::MethodNotAllowed, "CONNECT is switched off"));
+    }
+    if request.headers().get_all(TRANSFER_ENCODING).iter().any(|value| value != "chunked") {
+        return Err(bad("the only transfer coding taken is exactly `chunked`"));
+    }
+    one_host(request)?;
+    let target = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+    if target.len() > TARGET_MAX {
+        return Err(bad("the request target is over 8192 bytes"));
+    }
+    let target = match one_spelling(target)? {
+        Cow::Owned(target) => {
+            Some(PathAndQuery::try_from(target).map_err(|cause| bad("the target is malformed").because(cause))?)
+        }
+        Cow::Borrowed(_) if request.uri().authority().is_none() => None,
+        Cow::Borrowed(_) => request.uri().path_and_query().cloned(),
+    };
+    if let Some(target) = target {
+        *request.uri_mut() = Uri::from(target);
+    }
+    Ok(())
+}
+
+fn bad(detail: &'static str) -> Error {
+    Error::new(Kind::BadRequest, detail)
+}
+
+/// An absolute-form target replaces Host (RFC 9112 section 3.2.2).
+fn one_host(request: &mut Request) -> Result<(), Error> {
+    let lines = request.headers().get_all(HOST).iter().count();
+    if lines > 1 {
+        return Err(bad("there is more than one Host header"));
+    }
+    if let Some(authority) = request.uri().authority() {
+        if request.uri().scheme_str().is_some_and(|scheme| !scheme.eq_ignore_ascii_case("http")) {
+            return Err(bad("only http:// targets are taken; give the proxy plain HTTP and let it do the TLS"));
+        }
+        let host = authority.as_str().rsplit_once('@').map_or(authority.as_str(), |(_, host)| host);
+        let host = HeaderValue::from_str(host).map_err(|cause| bad("the target's host is malformed").because(cause))?;
+        request.headers_mut().insert(HOST, host);
+        return Ok(());
+    }
+    match request.headers().get(HOST) {
+        None if request.version() >= Version::HTTP_11 => Err(bad("the Host header is missing")),
+        None => Ok(()),
+        Some(host) if is_authority(host) => Ok(()),
+        Some(_) => Err(bad("the Host header is malformed")),
+    }
+}
+
+fn is_authority(host: &HeaderValue) -> bool {
+    // The common case, a plain name with or without a port, needs no parser.
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':' | b'_');
+    let bytes = host.as_bytes();
+    (!bytes.is_empty() && bytes.iter().all(plain) && bytes.iter().filter(|byte| **byte == b':').count() <= 1)
+        || (!bytes.contains(&b'@') && Authority::try_from(bytes).is_ok())
+}
+
+/// Gives a target its one spelling: needless percent-escapes are resolved, the others written in upper case.
+///
+/// What two parsers could read in two ways is refused: dot segments, also when escaped; an escaped NUL; a backslash;
+/// a fragment. An escaped slash stays escaped and never separates segments.
+fn one_spelling(target: &str) -> Result<Cow<'_, str>, Error> {
+    let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+    if path.bytes().any(|byte| matches!(byte, b'\\' | b'#')) {
+        return Err(bad("the path has a backslash or a `#`"));
+    }
+    let path = if path.contains('%') { Cow::Owned(resolve_escapes(path)?) } else { Cow::Borrowed(path) };
+    if path.split('/').any(|segment| matches!(segment, "." | "..")) {
+        return Err(bad("the path has a dot segment"));
+    }
+    Ok(match (path, query) {
+        (Cow::Borrowed(_), _) => Cow::Borrowed(target),
+        (Cow::Owned(path), None) => Cow::Owned(path),
+        (Cow::Owned(path), Some(query)) => Cow::Owned(format!("{path}?{query}")),
+    })
+}
+
+fn resolve_escapes(path: &str) -> Result<String, Error> {
+    let mut out = String::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((before, after)) = rest.split_once('%') {
+        out.push_str(before);
+        let code = after
+            .get(..2)
+            .filter(|code| code.bytes().all(|byte| byte.is_ascii_hexdigit()))
+            .and_then(|code| u8::from_str_radix(code, 16).ok())
+            .ok_or_else(|| bad("the path has a broken percent-escape"))?;
+        match code {
+            0 => return Err(bad("the path has an escaped NUL")),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(code)),
+            _ => out.push_str(&format!("%{code:02X}")),
+        }
+        rest = &after[2..];
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::body::Body;
+    use crate::route::Facts;
+
+    fn check(target: &str, hosts: &[&str]) -> Result<(String, String), String> {
+        let mut request = http::Request::builder().uri(target);
+        for host in hosts {
+            request = request.header(HOST, *host);
+        }
+        let mut request = request.body(Body::empty()).map_err(|error| error.to_string())?;
+        canonical(&mut request).map_err(|error| error.detail().to_owned())?;
+        let facts = Facts::of(&request);
+        Ok((facts.host.into_owned(), request.uri().to_string()))
+    }
+
+    fn ok(host: &str, target: &str) -> Result<(String, String), String> {
+        Ok((host.to_owned(), target.to_owned()))
+    }
+
+    #[test]
+    fn the_path_has_one_spelling_and_the_query_stays_as_it_was() {
+        assert_eq!(check("/a/b?x=%41", &["billing"]), ok("billing", "/a/b?x=%41"));
+        assert_eq!(check("/%61/%7euser", &["billing"]), ok("billing", "/a/~user"));
+        assert_eq!(check("/a%2fb?q", &["billing"]), ok("billing", "/a%2Fb?q"));
+    }
+
+    #[test]
+    fn what_two_parsers_could_read_differently_is_refused() {
+        for target in ["/a/../b", "/a/%2e%2e/b", "/a/%2E/b", "/a%00", "/a\\b", "/a%zz", "/a%4"] {
+            assert!(check(target, &["billing"]).is_err(), "{target} is taken");
+        }
+    }
+
+    #[test]
+    fn an_absolute_target_replaces_the_host() {
+        assert_eq!(check("http://Billing:80/a?b", &["other"]), ok("billing", "/a?b"));
+        assert!(check("https://billing/a", &[]).is_err());
+    }
+
+    #[test]
+    fn a_missing_double_or_malformed_host_is_refused() {
+        assert!(check("/a", &[]).is_err());
+        assert!(check("/a", &["a", "b"]).is_err());
+        assert!(check("/a", &["a b"]).is_err());
+        assert!(check("/a", &["user@a"]).is_err());
+        assert_eq!(check("/a", &["[::1]:80"]), ok("[::1]", "/a"));
+    }
+}

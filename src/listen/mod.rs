@@ -1,0 +1,6 @@
+//! Stage 1: the doors. A call comes in as HTTP, or as a record of a subscription, and is handed to a
+//! [`Handler`](crate::service::Handler).
+
+pub mod head;
+pub mod http;
+pub mod tcp;

@@ -1,0 +1,266 @@
+//! What a proxy removes and adds at each hop.
+//!
+//! Sources: RFC 9110 sections 7.6.1 (Connection), 7.6.2 (Max-Forwards), 7.6.3 (Via); RFC 9112 section 6 (framing).
+
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, MAX_FORWARDS, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+    TRANSFER_ENCODING, UPGRADE, VIA,
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http_body::Body as _;
+
+use crate::body::Body;
+use crate::error::{Error, Kind};
+use crate::service::Request;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+
+/// Headers that end at this hop, whatever Connection says. `te` is rewritten, not just removed.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    CONNECTION,
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    TE,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    HTTP2_SETTINGS,
+];
+
+/// Names that one Connection header may list; more is an attack, not a message.
+const NOMINATED_MAX: usize = 16;
+
+/// This sidecar's name in Via, one a door and process, so that a second pass shows.
+#[derive(Debug, Clone)]
+pub struct Via {
+    value: HeaderValue,
+}
+
+impl Via {
+    /// Makes the name from words of `a-z 0-9 -`.
+    pub fn new(service: &str, door: &str) -> Self {
+        let text = format!("1.1 {service}-{door}-{:08x}", fastrand::u32(..));
+        Self { value: HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("1.1 wayside")) }
+    }
+
+    fn pseudonym(&self) -> &[u8] {
+        self.value.as_bytes().get(4..).unwrap_or_default()
+    }
+}
+
+/// Whether the request that came in had a body, and of which kind; decided before its headers are cleaned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// No body.
+    None,
+    /// A Content-Length tells.
+    Length,
+    /// Chunked.
+    Chunked,
+}
+
+/// Makes a request fit to be sent on: hop-by-hop headers and forged ones of ours are gone, framing is stated anew, our
+/// own headers are added last.
+///
+/// # Errors
+/// [`Kind::Loop`] when the call was here before; [`Kind::BadRequest`] for a Connection header that lists too much.
+pub fn clean_request(request: &mut Request, via: &Via) -> Result<Framing, Error> {
+    let framing = framing_of(request.body());
+    let method = request.method().clone();
+    let headers = request.headers_mut();
+    if headers.get_all(VIA).iter().any(|line| contains(line.as_bytes(), via.pseudonym())) {
+        return Err(Error::new(Kind::Loop, "this sidecar has forwarded the call already"));
+    }
+    let trailers_wanted = headers.get_all(TE).iter().any(|line| lists(line, "trailers"));
+    strip(headers)?;
+    // hyper never waits for the other side's 100, and answers it to the caller when the body is first read.
+    headers.remove(EXPECT);
+    if framing == Framing::Chunked {
+        // Said explicitly: without it hyper drops the body of a GET or HEAD.
+        headers.remove(CONTENT_LENGTH);
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    } else if framing == Framing::None && (method == Method::GET || method == Method::HEAD) {
+        headers.remove(CONTENT_LENGTH);
+    }
+    if trailers_wanted {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONNECTION, HeaderValue::from_static("te"));
+    }
+    headers.append(VIA, via.value.clone());
+    Ok(framing)
+}
+
+/// Makes a response fit to be sent back.
+///
+/// # Errors
+/// [`Kind::BadAnswer`] for a Connection header that lists too much.
+pub fn clean_response(headers: &mut HeaderMap) -> Result<(), Error> {
+    // With both, chunked is what was read (RFC 9112 section 6.3); passed on with both, hyper would send nothing at all.
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    }
+    strip(headers).map_err(|error| Error::new(Kind::BadAnswer, error.detail().to_owned()))
+}
+
+/// Counts one hop of a TRACE or OPTIONS down. `true`: this hop is the last and must answer itself.
+pub fn last_hop(request: &mut Request) -> bool {
+    if request.method() != Method::TRACE && request.method() != Method::OPTIONS {
+        return false;
+    }
+    let left = request.headers().get(MAX_FORWARDS).and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
+    match left {
+        Some(0) => true,
+        Some(left) => {
+            request.headers_mut().insert(MAX_FORWARDS, HeaderValue::from(left - 1));
+            false
+        }
+        None => false,
+    }
+}
+
+fn strip(headers: &mut HeaderMap) -> Result<(), Error> {
+    // One pass to see what is there: most calls carry none of it, and a removal hashes its name each time.
+    let (mut found, mut ours) = (0_u16, false);
+    for name in headers.keys() {
+        if let Some(at) = HOP_BY_HOP.iter().position(|hop| hop == name) {
+            found |= 1 << at;
+        }
+        ours |= name.as_str().starts_with("wayside-");
+    }
+    if found & 1 != 0 {
+        for name in nominated(headers)? {
+            headers.remove(name);
+        }
+    }
+    for (at, name) in HOP_BY_HOP.iter().enumerate() {
+        if found & (1 << at) != 0 {
+            headers.remove(name);
+        }
+    }
+    if ours {
+        let forged: Vec<HeaderName> =
+            headers.keys().filter(|name| name.as_str().starts_with("wayside-")).cloned().collect();
+        for name in forged {
+            headers.remove(name);
+        }
+    }
+    Ok(())
+}
+
+/// What the Connection lines list, all lines read. Names that steer the call or identify somebody can not be listed
+/// away: that is how hop-by-hop headers are abused.
+fn nominated(headers: &HeaderMap) -> Result<Vec<HeaderName>, Error> {
+    let mut names = Vec::new();
+    for line in headers.get_all(CONNECTION) {
+        let line = line.to_str().map_err(|_| Error::new(Kind::BadRequest, "the Connection header is malformed"))?;
+        for token in line.split(',').map(str::trim).filter(|token| !token.is_empty()) {
+            if names.len() == NOMINATED_MAX {
+                return Err(Error::new(Kind::BadRequest, "the Connection header lists too many names"));
+            }
+            if let Ok(name) = HeaderName::from_bytes(token.as_bytes())
+                && !is_end_to_end(&name)
+            {
+                names.push(name);
+            }
+        }
+    }
+    Ok(names)
+}
+
+fn is_end_to_end(name: &HeaderName) -> bool {
+    let text = name.as_str();
+    name == HOST
+        || name == CONTENT_LENGTH
+        || name == VIA
+        || matches!(text, "authorization" | "cookie" | "forwarded" | "traceparent" | "tracestate" | "content-type")
+        || text.starts_with("x-forwarded-")
+        || text.starts_with("wayside-")
+}
+
+fn lists(line: &HeaderValue, wanted: &str) -> bool {
+    line.to_str().is_ok_and(|line| line.split(',').any(|token| token.trim().eq_ignore_ascii_case(wanted)))
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    !part.is_empty() && text.windows(part.len()).any(|window| window == part)
+}
+
+/// Whether a method may run twice without harm (RFC 9110 section 9.2.2).
+pub fn is_idempotent(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
+    )
+}
+
+fn framing_of(body: &Body) -> Framing {
+    match body {
+        body if body.is_end_stream() => Framing::None,
+        body if body.size_hint().exact().is_some() => Framing::Length,
+        _ => Framing::Chunked,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(lines: &[(&str, &str)]) -> Request {
+        let mut request = http::Request::builder().uri("/").header(HOST, "billing");
+        for (name, value) in lines {
+            request = request.header(*name, *value);
+        }
+        request.body(Body::empty()).expect("a valid request")
+    }
+
+    #[test]
+    fn every_connection_line_is_read_and_identity_can_not_be_listed_away() {
+        let mut request = request(&[
+            ("connection", "close, X-One"),
+            ("connection", "x-two, Authorization, host"),
+            ("x-one", "1"),
+            ("x-two", "2"),
+            ("authorization", "Bearer t"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers, deflate"),
+            ("upgrade", "h2c"),
+            ("wayside-message-id", "forged"),
+        ]);
+        clean_request(&mut request, &Via::new("orders", "outbound")).expect("nothing is wrong with it");
+        let mut names: Vec<&str> = request.headers().keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["authorization", "connection", "host", "te", "via"]);
+        assert_eq!(request.headers()[TE], "trailers");
+    }
+
+    #[test]
+    fn a_second_pass_is_a_loop_and_another_sidecars_is_not() {
+        let via = Via::new("orders", "outbound");
+        let mut call = request(&[]);
+        clean_request(&mut call, &via).expect("first pass");
+        clean_request(&mut call, &Via::new("orders", "outbound")).expect("another process");
+        let error = clean_request(&mut call, &via).expect_err("second pass");
+        assert_eq!(error.kind(), Kind::Loop);
+    }
+
+    #[test]
+    fn a_response_with_both_framings_keeps_the_one_that_was_read() {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_LENGTH, HeaderValue::from_static("5"));
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        clean_response(&mut headers).expect("nothing is wrong with it");
+        assert!(headers.is_empty());
+    }
+
+    #[test]
+    fn max_forwards_counts_down_to_the_last_hop() {
+        let mut call = request(&[("max-forwards", "1")]);
+        *call.method_mut() = Method::OPTIONS;
+        assert!(!last_hop(&mut call));
+        assert_eq!(call.headers()[MAX_FORWARDS], "0");
+        assert!(last_hop(&mut call));
+    }
+}

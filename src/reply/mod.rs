@@ -1,0 +1,5 @@
+//! Stage 5: answers of our own.
+
+pub mod accepted;
+pub mod headers;
+pub mod rescue;

@@ -1,0 +1,122 @@
+//! The only place where an [`Error`] becomes a response.
+//!
+//! Sources: RFC 9457 (problem details), RFC 9209 (Proxy-Status), RFC 9110 section 10.2.3 (Retry-After).
+
+use http::HeaderValue;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use serde::Serialize;
+
+use super::headers::PROXY_STATUS;
+use crate::body::Body;
+use crate::error::{Error, Kind};
+use crate::service::Response;
+
+#[derive(Serialize)]
+struct Problem<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    trace: &'a str,
+}
+
+/// Turns a refusal into its answer. `who` is this sidecar's name for Proxy-Status.
+pub fn respond(error: &Error, who: &str, trace: &str) -> Response {
+    let kind = error.kind();
+    let problem = Problem {
+        r#type: format!("urn:wayside:problem:{}", kind.word()),
+        title: title(kind),
+        status: kind.status().as_u16(),
+        detail: error.detail(),
+        trace,
+    };
+    let body = serde_json::to_vec(&problem).unwrap_or_default();
+    let mut response = Response::new(Body::full(body));
+    *response.status_mut() = kind.status();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    let status = format!("{who}; error={}; details=\"{}\"", proxy_status(kind), kind.word());
+    if let Ok(value) = HeaderValue::from_str(&status) {
+        headers.insert(PROXY_STATUS, value);
+    }
+    if let Some(wait) = error.retry_after() {
+        // Whole seconds, never zero: a caller that comes back at once would only add load.
+        headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
+    }
+    response
+}
+
+fn title(kind: Kind) -> &'static str {
+    match kind {
+        Kind::BadRequest => "The request breaks a rule of HTTP",
+        Kind::NoRoute => "No route takes this call",
+        Kind::NotFound => "There is nothing under this path",
+        Kind::MethodNotAllowed => "This method is not served",
+        Kind::Loop => "The call goes in a circle",
+        Kind::BodyTooLarge => "The body is too large",
+        Kind::CallerTimeout => "The request came too slowly",
+        Kind::CallerGone => "The request broke off",
+        Kind::NotJson => "The body is not JSON",
+        Kind::KeyMissing => "The call lacks its key",
+        Kind::Overloaded => "Too much at once",
+        Kind::Draining => "The sidecar is going down",
+        Kind::Unresolved => "The service has no address",
+        Kind::Unreachable => "The service takes no connection",
+        Kind::Reset => "The service broke the connection",
+        Kind::BadAnswer => "The service's answer is not HTTP",
+        Kind::Deadline => "The time for the call is up",
+        Kind::BrokerAway => "The broker does not answer",
+        Kind::TopicUnknown => "The broker does not have the topic",
+        Kind::BrokerRefused => "The broker refuses the record",
+        Kind::RecordTooLarge => "The record is too large for the broker",
+        Kind::Unknown => "Not known here",
+        Kind::Expired => "No longer kept",
+        Kind::ClaimDamaged => "The kept body is damaged",
+        Kind::ClaimStore => "The body can not be kept",
+        Kind::Internal => "A fault of the sidecar",
+    }
+}
+
+/// The error types of RFC 9209 section 2.3.
+fn proxy_status(kind: Kind) -> &'static str {
+    match kind {
+        Kind::BadRequest | Kind::CallerGone | Kind::NotJson | Kind::KeyMissing => "http_request_error",
+        Kind::NoRoute | Kind::NotFound | Kind::Unknown | Kind::Expired => "destination_not_found",
+        Kind::MethodNotAllowed | Kind::BodyTooLarge | Kind::RecordTooLarge => "http_request_denied",
+        Kind::Loop => "proxy_loop_detected",
+        Kind::CallerTimeout => "http_request_error",
+        Kind::Overloaded => "connection_limit_reached",
+        Kind::Unresolved => "dns_error",
+        Kind::Unreachable => "connection_refused",
+        Kind::Reset => "connection_terminated",
+        Kind::BadAnswer => "http_protocol_error",
+        Kind::Deadline => "http_response_timeout",
+        Kind::BrokerAway | Kind::TopicUnknown | Kind::BrokerRefused => "destination_unavailable",
+        Kind::ClaimDamaged => "http_response_incomplete",
+        Kind::Draining | Kind::ClaimStore | Kind::Internal => "proxy_internal_error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn every_kind_has_a_status_a_type_and_a_proxy_status() {
+        for &kind in Kind::ALL {
+            let error = Error::new(kind, "why").after(Duration::from_millis(1)).because("secret cause");
+            let response = respond(&error, "wayside-orders", "0af7");
+            assert_eq!(response.status(), kind.status());
+            assert!(response.status().is_client_error() || response.status().is_server_error());
+            assert_eq!(response.headers()[RETRY_AFTER], "1");
+            let status = response.headers()[PROXY_STATUS].to_str().expect("ascii").to_owned();
+            assert!(status.starts_with("wayside-orders; error="), "{status}");
+            let body = response.into_body().read(4096).await.expect("in memory");
+            let body = std::str::from_utf8(&body).expect("json is utf-8");
+            assert!(body.contains(&format!("urn:wayside:problem:{}", kind.word())), "{body}");
+            assert!(!body.contains("secret"), "the client reads the cause: {body}");
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! What routes look at.
+
+use std::borrow::Cow;
+
+use http::Method;
+use http::header::HOST;
+
+use crate::service::Request;
+
+/// The parts of a call that a match can name.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Facts<'a> {
+    /// In lower case, without its port; empty for HTTP/1.0 without a Host.
+    pub host: Cow<'a, str>,
+    /// As sent.
+    pub method: &'a Method,
+    /// In canonical form, without the query.
+    pub path: &'a str,
+}
+
+impl<'a> Facts<'a> {
+    /// Reads them from a canonical request.
+    pub fn of(request: &'a Request) -> Self {
+        let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
+        Self { host: bare_host(host), method: request.method(), path: request.uri().path() }
+    }
+}
+
+/// The host of a Host header, in lower case and without its port.
+pub fn bare_host(host: &str) -> Cow<'_, str> {
+    let bare = match host.rsplit_once(':') {
+        Some((bare, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => bare,
+        _ => host,
+    };
+    if bare.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(bare.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(bare)
+    }
+}

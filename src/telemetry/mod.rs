@@ -1,0 +1,6 @@
+//! What the process tells about itself: metric names and handles, the log, the trace context.
+
+pub mod log;
+pub mod metrics;
+pub mod names;
+pub mod trace;

@@ -1,0 +1,85 @@
+//! Every metric's name, kind, unit and labels: the one place where they are spelled.
+//!
+//! Label values come from the configuration or from a fixed list of words, never from a call, so that no caller can
+//! grow the number of series.
+
+/// One metric.
+#[derive(Debug)]
+pub struct Name {
+    /// As Prometheus shows it.
+    pub name: &'static str,
+    /// What it counts, with its unit.
+    pub help: &'static str,
+}
+
+macro_rules! names {
+    ($($(#[$doc:meta])* $constant:ident = $name:literal, $help:literal;)*) => {
+        $($(#[$doc])* pub const $constant: Name = Name { name: $name, help: $help };)*
+
+        /// All of them, for descriptions, documentation and tests.
+        pub const ALL: &[Name] = &[$($constant),*];
+    };
+}
+
+names! {
+    /// Labels: `door`, `route`, `pattern`, `outcome` (`2xx` … `5xx`, or the word of our own refusal).
+    CALLS = "wayside_calls_total", "calls answered, by how they ended";
+    /// Labels: `door`, `route`.
+    CALL_SECONDS = "wayside_call_seconds", "seconds from a call's head to its answer's head";
+    /// Label: `door`.
+    IN_FLIGHT = "wayside_calls_in_flight", "calls that have no complete answer yet";
+    /// Label: `door`.
+    CONNECTIONS = "wayside_connections", "open connections of a door";
+    /// Labels: `service`, `reason` (`never-sent`, `no-answer`, `status`).
+    RETRIES = "wayside_retries_total", "tries repeated";
+    /// Label: `service`.
+    CONNECTS = "wayside_connects_total", "connections opened to a service";
+    /// Label: `service`.
+    CONNECT_FAILURES = "wayside_connect_failures_total", "connections that a service did not take";
+    /// Label: `service`.
+    ADDRESSES = "wayside_addresses", "addresses that a service has now";
+    /// Labels: `topic`, `outcome` (`replicated`, or the word of the refusal).
+    PUBLISHED = "wayside_published_total", "messages given to the broker, by how that ended";
+    /// Label: `topic`.
+    PUBLISH_SECONDS = "wayside_publish_seconds", "seconds from a record's sending to the broker's acknowledgement";
+    /// Label: `topic`.
+    PUBLISHED_BYTES = "wayside_published_bytes_total", "bytes of record values given to the broker";
+    /// Label: `topic`.
+    SLIMMED_BYTES = "wayside_slimmed_bytes_total", "bytes of bodies that stayed out of records";
+    /// No label.
+    PRODUCER_QUEUE = "wayside_producer_queue_messages", "records that wait for the broker's acknowledgement";
+    /// Labels: `subscription`, `verdict` (`done`, `retry`, `dead-letter`, `drop`).
+    DELIVERIES = "wayside_deliveries_total", "attempts to deliver a message, by their verdict";
+    /// Label: `subscription`.
+    DELIVERY_SECONDS = "wayside_delivery_seconds", "seconds of one attempt to deliver";
+    /// Label: `subscription`.
+    LANES = "wayside_lanes", "lanes that are open";
+    /// Label: `subscription`.
+    UNFINISHED = "wayside_messages_unfinished", "messages taken from the broker and without a final verdict";
+    /// Labels: `mode` (`lazy`, `eager`), `outcome` (`whole`, `fields`, `unchanged`, or the word of the refusal).
+    HYDRATIONS = "wayside_hydrations_total", "claims asked for";
+    /// Label: `store`.
+    CLAIM_BYTES = "wayside_claim_bytes", "bytes that a claim store has on disk";
+    /// Label: `result` (`ok`, `unchanged`, `refused`).
+    RELOADS = "wayside_config_reloads_total", "attempts to reload the configuration";
+    /// No label.
+    PANICS = "wayside_panics_total", "panics caught; each is a defect";
+    /// No label.
+    LOG_DROPPED = "wayside_log_lines_dropped_total", "log lines dropped because the queue was full";
+    /// Label: `version`; always 1.
+    BUILD = "wayside_build_info", "the running version";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_end_in_total_and_times_in_seconds() {
+        for name in ALL {
+            assert!(name.name.starts_with("wayside_"), "{}", name.name);
+            assert!(!name.help.is_empty());
+            assert!(!name.help.starts_with("seconds") || name.name.ends_with("_seconds"));
+        }
+    }
+}

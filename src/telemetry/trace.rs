@@ -1,0 +1,97 @@
+//! The W3C trace context: kept as it came, or made where a call brings none.
+//!
+//! Source: W3C Trace Context Level 1, section 3.2 (`traceparent`).
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// The header's name.
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// The trace context of one call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trace {
+    header: HeaderValue,
+}
+
+impl Trace {
+    /// Takes the call's own context, or makes one and adds it to the headers. A context that breaks the format is
+    /// replaced (section 3.2.4: the vendor then starts a new trace).
+    pub fn of(headers: &mut HeaderMap) -> Self {
+        if let Some(header) = headers.get(TRACEPARENT).filter(|value| is_valid(value.as_bytes())) {
+            return Self { header: header.clone() };
+        }
+        let trace = Self::new();
+        headers.insert(TRACEPARENT, trace.header.clone());
+        trace
+    }
+
+    /// Makes a new, unsampled context.
+    pub fn new() -> Self {
+        let text = format!("00-{:032x}-{:016x}-00", fastrand::u128(1..), fastrand::u64(1..));
+        let header = HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""));
+        Self { header }
+    }
+
+    /// Takes a header's text if it has the right form.
+    pub fn parse(text: &str) -> Option<Self> {
+        let header = HeaderValue::from_str(text).ok()?;
+        is_valid(header.as_bytes()).then_some(Self { header })
+    }
+
+    /// The whole header.
+    pub fn header(&self) -> &HeaderValue {
+        &self.header
+    }
+
+    /// The 32 hex digits that name the trace: what every log line of the call carries.
+    pub fn id(&self) -> &str {
+        self.header.to_str().ok().and_then(|text| text.get(3..35)).unwrap_or_default()
+    }
+}
+
+impl Default for Trace {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn is_valid(text: &[u8]) -> bool {
+    let hex = |part: &[u8]| part.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let zero = |part: &[u8]| part.iter().all(|byte| *byte == b'0');
+    if text.len() < 55 || [2, 35, 52].iter().any(|at| text[*at] != b'-') {
+        return false;
+    }
+    let (version, trace, span, flags) = (&text[..2], &text[3..35], &text[36..52], &text[53..55]);
+    let length_fits = if version == b"00" { text.len() == 55 } else { text.len() == 55 || text[55] == b'-' };
+    let parts_fit = [version, trace, span, flags].into_iter().all(hex);
+    parts_fit && length_fits && version != b"ff" && !zero(trace) && !zero(span)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    #[test]
+    fn a_good_context_is_kept_untouched() {
+        let mut headers = HeaderMap::new();
+        headers.insert(TRACEPARENT, HeaderValue::from_static(GOOD));
+        let trace = Trace::of(&mut headers);
+        assert_eq!(trace.header(), GOOD);
+        assert_eq!(trace.id(), "4bf92f3577b34da6a3ce929d0e0e4736");
+        assert_eq!(headers[TRACEPARENT], GOOD);
+    }
+
+    #[test]
+    fn a_bad_or_missing_context_is_replaced() {
+        for bad in ["", "00-0-0-0", &GOOD.replace('4', "X"), &GOOD.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32))] {
+            let mut headers = HeaderMap::new();
+            headers.insert(TRACEPARENT, HeaderValue::from_str(bad).expect("ascii"));
+            let trace = Trace::of(&mut headers);
+            assert_ne!(trace.header(), bad);
+            assert!(is_valid(trace.header().as_bytes()));
+            assert_eq!(&headers[TRACEPARENT], trace.header());
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Names to addresses: looked up at the start, then again and again, the last good answer kept.
+//!
+//! The system's resolver tells no TTL, so the interval is fixed.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::net::lookup_host;
+use tokio::time::{sleep, timeout};
+
+use super::{Endpoint, Upstream};
+use crate::config::model::Address;
+
+/// How often names are looked up.
+pub(super) const FRESH: Duration = Duration::from_secs(5);
+/// How long one look-up may take before the old answer stays.
+const LOOKUP: Duration = Duration::from_secs(2);
+/// Addresses that one service may have; more are ignored, with a warning.
+const ADDRESSES_MAX: usize = 1_000;
+/// How often idle connections are looked over.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// Looks up and sweeps until the upstream is gone.
+pub(super) async fn keep_fresh(upstream: Weak<Upstream>) {
+    let rounds = FRESH.as_secs() / SWEEP.as_secs();
+    for round in 1_u64.. {
+        sleep(SWEEP).await;
+        let Some(upstream) = upstream.upgrade() else { return };
+        for endpoint in upstream.endpoints.load().iter() {
+            endpoint.pool.sweep(upstream.settings.idle);
+        }
+        if round.is_multiple_of(rounds) {
+            refresh(&upstream).await;
+        }
+    }
+}
+
+/// Looks all names up. Addresses that stay keep their pool and their load; those that are gone lose theirs.
+pub(super) async fn refresh(upstream: &Arc<Upstream>) {
+    let old = upstream.endpoints.load_full();
+    let mut found: Vec<SocketAddr> = Vec::new();
+    for address in &upstream.addresses {
+        match look_up(address).await {
+            Ok(answers) => found.extend(answers),
+            Err(error) if old.is_empty() => {
+                tracing::warn!(service = upstream.name, %address, %error, "name does not resolve");
+            }
+            Err(error) => {
+                tracing::warn!(service = upstream.name, %address, %error, "name does not resolve; keeping what it had");
+                return;
+            }
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    if found.len() > ADDRESSES_MAX {
+        tracing::warn!(service = upstream.name, found = found.len(), max = ADDRESSES_MAX, "too many addresses");
+        found.truncate(ADDRESSES_MAX);
+    }
+    if found.iter().eq(old.iter().map(|endpoint| &endpoint.address)) {
+        return;
+    }
+    let kept = |address: &SocketAddr| old.iter().find(|endpoint| endpoint.address == *address).cloned();
+    let endpoints: Vec<Arc<Endpoint>> = found
+        .iter()
+        .map(|address| kept(address).unwrap_or_else(|| Endpoint::new(*address, upstream.settings.shards)))
+        .collect();
+    tracing::info!(service = upstream.name, addresses = endpoints.len(), "addresses changed");
+    upstream.meters.addresses.set(endpoints.len() as f64);
+    upstream.endpoints.store(Arc::new(endpoints));
+}
+
+async fn look_up(address: &Address) -> std::io::Result<Vec<SocketAddr>> {
+    if let Ok(ip) = address.host.parse() {
+        return Ok(vec![SocketAddr::new(ip, address.port)]);
+    }
+    let looking = lookup_host((address.host.as_str(), address.port));
+    match timeout(LOOKUP, looking).await {
+        Ok(answers) => Ok(answers?.collect()),
+        Err(_) => Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "the look-up timed out")),
+    }
+}
