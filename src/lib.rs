@@ -1,13 +1,20 @@
 //! Wayside: a sidecar that turns plain HTTP calls into the pattern its YAML chooses.
 //!
-//! The modules stand in the order in which a call meets them.
+//! The modules stand in the order in which a call meets them; what all of them use comes last.
 
+pub mod app;
+pub mod cli;
 pub mod config;
 
 pub mod listen;
-pub mod reply;
 pub mod route;
+pub mod pattern;
 pub mod upstream;
+pub mod kafka;
+pub mod claims;
+pub mod messages;
+pub mod reply;
+pub mod admin;
 
 pub mod body;
 pub mod error;

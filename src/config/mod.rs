@@ -1,3 +1,116 @@
 //! From YAML to a [`model::Config`]: raw located nodes, then one walk that collects every error.
+//!
+//! `raw` turns the parser's events into a tree in which each node knows its place; `read` has the typed
+//! readers, which note an error and go on; `compile` walks the tree once, section by section, and ends in
+//! plain data. Serde has no part in it, because it stops at its first error and has no place for it.
 
+mod address;
+mod compile;
+mod diagnostic;
+mod expand;
 pub mod model;
+mod names;
+mod patterns;
+mod raw;
+mod read;
+pub mod units;
+mod words;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+pub use address::parse_address;
+pub use diagnostic::{Diagnostic, Invalid, Report};
+pub use words::{accepted_keys, later_keys};
+
+use diagnostic::Collector;
+use raw::Place;
+
+/// The largest file that is read, in bytes; a bigger one is refused.
+pub const FILE_BYTES_MAX: usize = 1024 * 1024;
+
+/// What a good file gives.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// Only valid values, defaults filled.
+    pub config: model::Config,
+    /// What is allowed but probably not meant, by line and column.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// Reads and compiles a file; `env` answers what `${VAR}` stands for.
+///
+/// # Errors
+///
+/// Lists every mistake of the file, or why it cannot be read: a folder, no permission, over
+/// [`FILE_BYTES_MAX`], not UTF-8.
+pub fn load(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Report> {
+    let name = path.display().to_string();
+    let bytes = read(path).map_err(|reason| Report::single(&name, Place::START, reason))?;
+    compile_bytes(&name, &bytes, env)
+}
+
+/// Compiles the text of a file that errors call `name`; pure, but for what `env` answers.
+///
+/// # Errors
+///
+/// Lists every mistake of the text.
+pub fn compile(
+    name: &str,
+    text: &str,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<Loaded, Report> {
+    compile_bytes(name, text.as_bytes(), env)
+}
+
+fn compile_bytes(
+    name: &str,
+    bytes: &[u8],
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<Loaded, Report> {
+    if bytes.len() > FILE_BYTES_MAX {
+        let reason = "the file is over 1 MiB, the most that is read";
+        return Err(Report::single(name, Place::START, reason));
+    }
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let place = Place::after(&bytes[..error.valid_up_to()]);
+        Report::single(
+            name,
+            place,
+            "the file is not UTF-8 text: this byte is not part of a character",
+        )
+    })?;
+    let collector = Collector::new(name);
+    let config =
+        raw::parse(text, &collector).and_then(|root| compile::config(&root, &collector, env));
+    let (errors, warnings) = collector.finish();
+    match config {
+        Some(config) if errors.is_empty() => Ok(Loaded { config, warnings }),
+        _ => Err(Report { errors }),
+    }
+}
+
+/// Reads one byte more than is allowed, so that a device or a growing file cannot fill the memory.
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let cannot = |error: std::io::Error| format!("the file cannot be read: {}", reason(&error));
+    let file = File::open(path).map_err(cannot)?;
+    if file.metadata().map_err(cannot)?.is_dir() {
+        return Err("this is a folder, not a file".to_owned());
+    }
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(cannot)?;
+    Ok(bytes)
+}
+
+/// The system's words without its error number.
+fn reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| {
+        first.to_lowercase().chain(letters).collect()
+    })
+}

@@ -3,4 +3,5 @@
 
 pub mod head;
 pub mod http;
+pub mod subscription;
 pub mod tcp;

@@ -138,7 +138,7 @@ impl Forward {
             let reused = connection.reused;
             let open = Open::at(&endpoint);
             let head = async { connection.send(request).await };
-            let head = self.head(head, source, limit, timer.as_mut()).await;
+            let head = self.head(head, source.has_body.then_some(&source.sent), limit, timer.as_mut()).await;
             match head {
                 Ok(Ok(response)) => return Ok(Answer { response, connection, open }),
                 Ok(Err(failed)) => {
@@ -149,7 +149,10 @@ impl Forward {
                     // Closed by the other side while idle: its fault or not, a fresh one is the answer.
                     connection = self.again(&endpoint, connect_limit).await?;
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    endpoint.failed();
+                    return Err(error);
+                }
             }
         }
     }
@@ -164,7 +167,7 @@ impl Forward {
     async fn head<F: Future>(
         &self,
         head: F,
-        source: &Source,
+        uploading: Option<&Sent>,
         limit: Instant,
         mut timer: Pin<&mut Sleep>,
     ) -> Result<F::Output, Error> {
@@ -174,7 +177,7 @@ impl Forward {
             if let Some(ended) = within(timer.as_mut(), until, head.as_mut()).await {
                 return Ok(ended);
             }
-            if until >= limit || !source.has_body || source.sent.is_complete() {
+            if until >= limit || uploading.is_none_or(Sent::is_complete) {
                 let detail = format!("{} did not answer in time", self.upstream.name);
                 return Err(Error::new(Kind::Deadline, detail).retry(error::Retry::NoAnswer));
             }

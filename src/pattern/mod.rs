@@ -1,11 +1,18 @@
 //! Stage 3: what is done with a call. Policies are pure functions; the loops that use them are plain.
 
+pub mod dead_letter;
 pub mod deadline;
+pub mod deliver;
 pub mod forward;
 pub mod hop;
+pub mod hydrate;
+pub mod key;
 mod paced;
+pub mod publish;
 mod relay;
 mod replay;
 pub mod retry;
+pub mod slim;
+pub mod verdict;
 
 pub use replay::ReplayBudget;

@@ -17,7 +17,7 @@ const START: Duration = Duration::from_millis(30);
 /// After this time an old latency counts for a third.
 const DECAY: Duration = Duration::from_secs(10);
 /// What a refused or broken connection counts as: a fast failure must not attract calls.
-const PENALTY: Duration = Duration::from_secs(5);
+const PENALTY: Duration = Duration::from_secs(1);
 
 /// The load of one address.
 pub(super) struct Load {

@@ -186,4 +186,9 @@ impl Endpoint {
     fn new(address: SocketAddr, shards: usize) -> Arc<Self> {
         Arc::new(Self { address, load: Load::default(), pool: Pool::new(shards) })
     }
+
+    /// Tells that a call got no answer here in time.
+    pub fn failed(&self) {
+        self.load.failed();
+    }
 }

@@ -119,7 +119,11 @@ impl Connection {
         let asked = Instant::now();
         match self.sender.try_send_request(request).await {
             Ok(response) => {
-                self.endpoint.load.answered(asked.elapsed());
+                // A fast refusal must not attract more calls.
+                match response.status().as_u16() {
+                    429 | 502 | 503 | 504 => self.endpoint.load.failed(),
+                    _ => self.endpoint.load.answered(asked.elapsed()),
+                }
                 Ok(response)
             }
             Err(mut error) => match error.take_message() {

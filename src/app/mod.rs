@@ -1,0 +1,396 @@
+//! The composition root: builds every part from a configuration, in order, and takes them down again, in order.
+//!
+//! Doors are bound first, so that a port in use is known at once; then parts are built; then the sidecar is ready.
+
+mod doors;
+mod live;
+mod parts;
+mod reload;
+mod stack;
+
+pub use parts::BuildError;
+pub use reload::{LOOK, Reloaded, Watcher};
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use http::HeaderValue;
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep};
+
+use crate::admin::{Dump, Probe, admin_handler, probe_handler};
+use crate::config::model::{Config, Subscription as SubscriptionRule};
+use crate::kafka::consumer::Consumer;
+use crate::lifecycle::{self, Drain, Ready, Workers};
+use crate::listen::http::Door;
+use crate::listen::subscription::Subscription;
+use crate::listen::tcp;
+use crate::messages::Timeline;
+use crate::pattern::deliver::Deliver;
+use crate::pattern::hop::Via;
+use crate::pattern::hydrate::Hydrate;
+use crate::service::{Call, Gate, Handler, Meters};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::names;
+use crate::upstream;
+use doors::{InboundDoor, OutboundDoor};
+use live::Live;
+use parts::{Broker, Parts};
+use stack::Keeper;
+
+/// How often histograms are moved into their buckets and gauges are read.
+const UPKEEP: Duration = Duration::from_secs(5);
+/// The outbound door closes when nothing was in flight for this long: the app may still be finishing.
+const OUTBOUND_QUIET: Duration = Duration::from_secs(1);
+/// Messages that the admin door lists.
+const MESSAGES_SHOWN: usize = 100;
+/// Connections of the side doors.
+const SIDE_CONNECTIONS: usize = 64;
+
+/// What a sidecar knows of its surroundings.
+#[derive(Debug, Clone, Default)]
+pub struct Surroundings {
+    /// The pod's own address, under which peers reach the inbound door.
+    pub pod_ip: Option<IpAddr>,
+    /// The machine's name.
+    pub hostname: Option<String>,
+    /// Worker threads; as many as CPUs if `None`.
+    pub workers: Option<usize>,
+}
+
+/// Where the doors are in the end; a port 0 has become a real one.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Addresses {
+    /// The app's own calls.
+    pub outbound: Option<SocketAddr>,
+    /// Other sidecars' calls.
+    pub inbound: Option<SocketAddr>,
+    /// Kubelet and Prometheus.
+    pub probe: Option<SocketAddr>,
+    /// People on this machine.
+    pub admin: SocketAddr,
+}
+
+/// A running sidecar.
+pub struct Sidecar {
+    /// Where its doors are.
+    pub addresses: Addresses,
+    /// Everything it counts.
+    pub metrics: Metrics,
+    live: Arc<ArcSwap<Live>>,
+    parts: Arc<Parts>,
+    ready: Arc<Ready>,
+    consumers: Vec<Consumer>,
+    outbound_gate: Arc<Gate>,
+    drains: Drains,
+    workers: Arc<Workers>,
+}
+
+#[derive(Default)]
+struct Drains {
+    outbound: Drain,
+    inbound: Drain,
+    side: Drain,
+}
+
+struct Listeners {
+    outbound: Option<TcpListener>,
+    inbound: Option<TcpListener>,
+    probe: Option<TcpListener>,
+    admin: TcpListener,
+}
+
+impl Sidecar {
+    /// Starts a sidecar on the current runtime, which does everything but serve calls; worker threads do that.
+    ///
+    /// # Errors
+    /// A door's address is taken, a claims folder is in use or not writable, or the broker's settings are refused. A
+    /// broker or a service that is away is no error.
+    pub async fn start(config: Config, surroundings: Surroundings) -> Result<Self, BuildError> {
+        let listeners = Listeners::bind(&config).await?;
+        let addresses = listeners.addresses()?;
+        let workers = Workers::start(surroundings.workers.unwrap_or_else(Workers::count_for_this_machine))?;
+        let workers = Arc::new(workers);
+        let metrics = Metrics::new();
+        let shared = upstream::Shared {
+            metrics: metrics.clone(),
+            shards: workers.shards(),
+            runtime: Handle::current(),
+        };
+        let instance = instance(&addresses, &surroundings);
+        let config = Arc::new(config);
+        let parts = Arc::new(Parts::build(&config, instance, shared)?);
+        let live = Live::build(Arc::clone(&config), &parts, None).await?;
+        let live = Arc::new(ArcSwap::from_pointee(live));
+        let gate = |door| Gate::new(config.limits.in_flight, metrics.gauge(&names::IN_FLIGHT, &[("door", door)]));
+        let mut sidecar = Self {
+            addresses,
+            metrics: metrics.clone(),
+            live,
+            parts,
+            ready: Arc::default(),
+            consumers: Vec::new(),
+            outbound_gate: gate("outbound"),
+            drains: Drains::default(),
+            workers,
+        };
+        sidecar.open(&config, listeners, gate("inbound")).await?;
+        lifecycle::spawn(&Handle::current(), "upkeep", upkeep(Arc::clone(&sidecar.parts)));
+        sidecar.ready.started();
+        Ok(sidecar)
+    }
+
+    /// Hands every door its calls, the consumers their lanes.
+    async fn open(&mut self, config: &Config, listeners: Listeners, inbound_gate: Arc<Gate>) -> Result<(), BuildError> {
+        let parts = Arc::clone(&self.parts);
+        let hydrate = Arc::new(self.hydrate(config));
+        let gates = vec![("outbound", Arc::clone(&self.outbound_gate)), ("inbound", Arc::clone(&inbound_gate))];
+        if let Some(listener) = listeners.outbound {
+            let door = Arc::new(OutboundDoor {
+                live: Arc::clone(&self.live),
+                hydrate: Arc::clone(&hydrate),
+                timelines: Arc::clone(&parts.timelines),
+                unrouted: Arc::clone(&parts.unrouted),
+                reserved: Meters::new(&parts.metrics, "outbound", "(wayside)", "-"),
+            });
+            let keeper = self.keeper(config, "outbound", &self.outbound_gate, &parts.unrouted);
+            let handler = stack::stack(keeper, move |call: Call| {
+                let door = Arc::clone(&door);
+                async move { door.call(call).await }
+            });
+            self.accept(config, listener, "outbound", handler);
+        }
+        if let Some(listener) = listeners.inbound {
+            let door = Arc::new(self.inbound(config, &parts).await);
+            let keeper = self.keeper(config, "inbound", &inbound_gate, &door.unrouted);
+            let handler = stack::stack(keeper, move |call: Call| {
+                let door = Arc::clone(&door);
+                async move { door.call(call).await }
+            });
+            self.accept(config, listener, "inbound", handler);
+        }
+        self.open_side_doors(config, (listeners.probe, listeners.admin), gates);
+        self.subscribe(config, &hydrate).await
+    }
+
+    fn open_side_doors(
+        &self,
+        config: &Config,
+        (probe_listener, admin_listener): (Option<TcpListener>, TcpListener),
+        gates: Vec<(&'static str, Arc<Gate>)>,
+    ) {
+        let probe = Arc::new(Probe { ready: Arc::clone(&self.ready), metrics: self.metrics.clone() });
+        if let Some(listener) = probe_listener {
+            self.accept(config, listener, "probe", probe_handler(Arc::clone(&probe)));
+        }
+        let (live, timelines) = (Arc::clone(&self.live), Arc::clone(&self.parts.timelines));
+        let dump = Dump {
+            probe,
+            config: Box::new(move || Arc::clone(&live.load().config)),
+            messages: Box::new(move || timelines.recent(MESSAGES_SHOWN).iter().map(Timeline::to_json).collect()),
+            gates,
+        };
+        self.accept(config, admin_listener, "admin", admin_handler(Arc::new(dump)));
+    }
+
+    async fn inbound(&self, config: &Config, parts: &Parts) -> InboundDoor {
+        let app = match &config.app {
+            Some(address) => Some(live::to_app(address, Via::new(&config.service, "inbound"), parts).await),
+            None => None,
+        };
+        let meters = |route, pattern| Meters::new(&parts.metrics, "inbound", route, pattern);
+        InboundDoor {
+            app,
+            claims: Arc::clone(&parts.claims),
+            meters: meters("(app)", "forward"),
+            reserved: meters("(wayside)", "-"),
+            unrouted: meters("(none)", "-"),
+        }
+    }
+
+    fn hydrate(&self, config: &Config) -> Hydrate {
+        let live = Arc::clone(&self.live);
+        let services = Arc::new(move || live.load().services.clone());
+        let claims = Arc::clone(&self.parts.claims);
+        Hydrate::new(&config.service, claims, services, config.limits.claim, &self.metrics)
+    }
+
+    /// Starts one consumer a group.
+    async fn subscribe(&mut self, config: &Config, hydrate: &Arc<Hydrate>) -> Result<(), BuildError> {
+        let parts = Arc::clone(&self.parts);
+        let (Some(broker), Some(app)) = (&parts.broker, &config.app) else { return Ok(()) };
+        let claims_at = match self.addresses.outbound {
+            Some(address) if address.ip().is_unspecified() => format!("http://127.0.0.1:{}", address.port()),
+            Some(address) => format!("http://{address}"),
+            None => String::new(),
+        };
+        let host = HeaderValue::from_str(&app.to_string()).map_err(io::Error::other)?;
+        let mut groups: Vec<(&str, Vec<Arc<Subscription>>)> = Vec::new();
+        for rule in &config.subscriptions {
+            let forward = live::to_app(app, Via::new(&config.service, "subscription"), &parts).await;
+            let deliver = Deliver {
+                forward: live::within(forward, rule.timeout),
+                hydrate: Arc::clone(hydrate),
+                mode: rule.hydrate,
+                path: path(rule)?,
+                host: host.clone(),
+                claims_at: claims_at.clone(),
+            };
+            let producer = Arc::clone(&broker.sender.producer);
+            let timelines = Arc::clone(&parts.timelines);
+            let subscription = Subscription::new(rule, deliver, producer, timelines, &self.metrics);
+            match groups.iter_mut().find(|(group, _)| *group == rule.group) {
+                Some((_, members)) => members.push(subscription),
+                None => groups.push((&rule.group, vec![subscription])),
+            }
+        }
+        for (group, members) in groups {
+            self.consumers.push(self.consume(broker, group, members)?);
+        }
+        Ok(())
+    }
+
+    fn consume(&self, broker: &Broker, group: &str, members: Vec<Arc<Subscription>>) -> Result<Consumer, BuildError> {
+        let topics = members.iter().map(|member| member.topic().to_owned()).collect();
+        let workers = Arc::clone(&self.workers);
+        let consumer = Consumer::start(&broker.kafka, &broker.bootstrap, group, topics, move |lane| {
+            match members.iter().find(|member| member.topic() == &*lane.topic) {
+                Some(member) => {
+                    lifecycle::spawn(workers.next(), "lane", Arc::clone(member).run(lane));
+                }
+                None => tracing::error!(topic = &*lane.topic, "a lane of a topic that nobody subscribed to"),
+            }
+        })?;
+        Ok(consumer)
+    }
+
+    fn keeper(&self, config: &Config, door: &'static str, gate: &Arc<Gate>, unrouted: &Arc<Meters>) -> Keeper {
+        Keeper {
+            who: format!("wayside-{}", config.service),
+            door,
+            gate: Arc::clone(gate),
+            unrouted: Arc::clone(unrouted),
+            panics: self.metrics.counter(&names::PANICS, &[]),
+        }
+    }
+
+    fn accept(&self, config: &Config, listener: TcpListener, name: &'static str, handler: Handler) {
+        let (drain, connections_max) = match name {
+            "outbound" => (&self.drains.outbound, config.limits.connections),
+            "inbound" => (&self.drains.inbound, config.limits.connections),
+            _ => (&self.drains.side, SIDE_CONNECTIONS),
+        };
+        let door = Door {
+            name,
+            handler,
+            connections_max,
+            head_max: config.limits.head,
+            open: self.metrics.gauge(&names::CONNECTIONS, &[("door", name)]),
+        };
+        let accepting = tcp::accept(listener, Arc::new(door), Arc::clone(&self.workers), drain.guard());
+        lifecycle::spawn(&Handle::current(), "accept", accepting);
+    }
+
+    /// Takes everything down in order, within the configured `drain`: consumers, inbound, outbound, producer. Says
+    /// whether all of it ended in time.
+    pub async fn stop(mut self) -> bool {
+        let within = self.live.load().config.drain;
+        let deadline = Instant::now() + within;
+        self.ready.draining();
+        let mut clean = true;
+        for consumer in std::mem::take(&mut self.consumers) {
+            clean &= consumer.stop(deadline.saturating_duration_since(Instant::now())).await.is_ok();
+        }
+        self.drains.inbound.begin();
+        clean &= self.drains.inbound.finished(deadline).await;
+        self.wait_for_quiet(deadline).await;
+        self.drains.outbound.begin();
+        clean &= self.drains.outbound.finished(deadline).await;
+        if let Some(broker) = &self.parts.broker {
+            clean &= broker.sender.producer.flush(deadline).await;
+        }
+        self.drains.side.begin();
+        let side_deadline = deadline.max(Instant::now() + Duration::from_millis(200));
+        self.drains.side.finished(side_deadline).await;
+        clean
+    }
+
+    /// Waits until the outbound door had nothing in flight for a while.
+    async fn wait_for_quiet(&self, deadline: Instant) {
+        let mut quiet_since = Instant::now();
+        while Instant::now() < deadline && quiet_since.elapsed() < OUTBOUND_QUIET {
+            if self.addresses.outbound.is_none() {
+                return;
+            }
+            if self.outbound_gate.inside() > 0 {
+                quiet_since = Instant::now();
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Listeners {
+    async fn bind(config: &Config) -> io::Result<Self> {
+        async fn optional(name: &str, address: Option<SocketAddr>) -> io::Result<Option<TcpListener>> {
+            match address {
+                Some(address) => tcp::bind(name, address).await.map(Some),
+                None => Ok(None),
+            }
+        }
+        Ok(Self {
+            outbound: optional("outbound", config.outbound.as_ref().map(|door| door.listen)).await?,
+            inbound: optional("inbound", config.inbound.as_ref().map(|door| door.listen)).await?,
+            probe: optional("probe", config.probe).await?,
+            admin: tcp::bind("admin", config.admin).await?,
+        })
+    }
+
+    fn addresses(&self) -> io::Result<Addresses> {
+        let of = |listener: &Option<TcpListener>| listener.as_ref().map(TcpListener::local_addr).transpose();
+        Ok(Addresses {
+            outbound: of(&self.outbound)?,
+            inbound: of(&self.inbound)?,
+            probe: of(&self.probe)?,
+            admin: self.admin.local_addr()?,
+        })
+    }
+}
+
+/// What a record calls this sidecar: where its claims can be fetched if that is known, else the machine's name.
+fn instance(addresses: &Addresses, surroundings: &Surroundings) -> String {
+    let ip = |address: SocketAddr| match address.ip() {
+        ip if !ip.is_unspecified() => Some(ip),
+        _ => surroundings.pod_ip,
+    };
+    let reachable = addresses.inbound.and_then(|address| Some(SocketAddr::new(ip(address)?, address.port())));
+    match (reachable, &surroundings.hostname) {
+        (Some(address), _) => address.to_string(),
+        (None, Some(name)) => name.replace('/', "-"),
+        (None, None) => IpAddr::V4(Ipv4Addr::LOCALHOST).to_string(),
+    }
+}
+
+fn path(rule: &SubscriptionRule) -> io::Result<Option<http::uri::PathAndQuery>> {
+    rule.path.as_ref().map(|path| path.parse().map_err(io::Error::other)).transpose()
+}
+
+/// Keeps memory flat while nobody scrapes, and reads what has no event of its own.
+async fn upkeep(parts: Arc<Parts>) {
+    let queue = parts.metrics.gauge(&names::PRODUCER_QUEUE, &[]);
+    loop {
+        sleep(UPKEEP).await;
+        parts.metrics.upkeep();
+        if let Some(broker) = &parts.broker {
+            queue.set(broker.sender.producer.waiting() as f64);
+        }
+        for store in parts.claims.iter() {
+            parts.metrics.gauge(&names::CLAIM_BYTES, &[("store", store.name())]).set(store.used() as f64);
+        }
+    }
+}

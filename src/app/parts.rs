@@ -1,0 +1,112 @@
+//! What is built once a process and shared by every generation of the configuration.
+
+use std::sync::Arc;
+
+use crate::claims::Stores;
+use crate::config::model::{Cluster, Config, Kafka};
+use crate::error::Error;
+use crate::kafka::client::Bootstrap;
+use crate::kafka::embedded::Embedded;
+use crate::kafka::producer::Producer;
+use crate::messages::Timelines;
+use crate::pattern::ReplayBudget;
+use crate::pattern::hop::Via;
+use crate::pattern::publish::Sender;
+use crate::service::Meters;
+use crate::telemetry::metrics::Metrics;
+use crate::upstream;
+
+/// The shared parts.
+pub(crate) struct Parts {
+    /// Everything counted.
+    pub(crate) metrics: Metrics,
+    /// What services share.
+    pub(crate) upstream: upstream::Shared,
+    /// Bodies kept for repeated tries.
+    pub(crate) replay: Arc<ReplayBudget>,
+    /// The outbound door's name in Via.
+    pub(crate) outbound_via: Via,
+    /// Counts calls that no route takes.
+    pub(crate) unrouted: Arc<Meters>,
+    /// Whole bodies; empty without `claims`.
+    pub(crate) claims: Arc<Stores>,
+    /// What happened to each message.
+    pub(crate) timelines: Arc<Timelines>,
+    /// The broker and what sends to it.
+    pub(crate) broker: Option<Broker>,
+}
+
+/// The way to the broker.
+pub(crate) struct Broker {
+    /// Its settings.
+    pub(crate) kafka: Kafka,
+    /// Where it is.
+    pub(crate) bootstrap: Bootstrap,
+    /// What publishing routes share.
+    pub(crate) sender: Arc<Sender>,
+    /// Kept alive; the records in it end with the process.
+    pub(crate) _embedded: Option<Embedded>,
+}
+
+impl Parts {
+    /// Builds them. A broker that is away is no error.
+    pub(crate) fn build(config: &Config, instance: String, upstream: upstream::Shared) -> Result<Self, BuildError> {
+        let metrics = upstream.metrics.clone();
+        let timelines = Arc::new(Timelines::new(config.messages));
+        let claims = Arc::new(Stores::open(&config.claims, &config.service)?);
+        let broker = match &config.kafka {
+            None => None,
+            Some(kafka) => Some(broker(kafka, config, instance, &claims, &timelines)?),
+        };
+        Ok(Self {
+            outbound_via: Via::new(&config.service, "outbound"),
+            unrouted: Meters::new(&metrics, "outbound", "(none)", "-"),
+            replay: ReplayBudget::new(config.limits.replay, config.limits.replay_total),
+            metrics,
+            upstream,
+            claims,
+            timelines,
+            broker,
+        })
+    }
+}
+
+/// Why a sidecar does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A door, a folder or a thread.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// The broker's client refuses its settings.
+    #[error("{0}")]
+    Kafka(#[from] crate::kafka::client::SetupError),
+    /// A part that the configuration needs could not be built.
+    #[error("{0}")]
+    Part(#[from] Error),
+}
+
+fn broker(
+    kafka: &Kafka,
+    config: &Config,
+    instance: String,
+    claims: &Arc<Stores>,
+    timelines: &Arc<Timelines>,
+) -> Result<Broker, BuildError> {
+    let (bootstrap, embedded) = match &kafka.cluster {
+        Cluster::Brokers(addresses) => (Bootstrap::brokers(addresses), None),
+        Cluster::Embedded => {
+            let embedded = Embedded::start()?;
+            tracing::warn!(limits = crate::kafka::embedded::LIMITS, "the broker is the embedded one");
+            (embedded.bootstrap(), Some(embedded))
+        }
+    };
+    let producer = Arc::new(Producer::new(kafka, &bootstrap)?);
+    let sender = Arc::new(Sender {
+        service: config.service.clone(),
+        instance,
+        producer,
+        claims: Arc::clone(claims),
+        timelines: Arc::clone(timelines),
+    });
+    Ok(Broker { kafka: kafka.clone(), bootstrap, sender, _embedded: embedded })
+}

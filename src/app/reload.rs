@@ -1,0 +1,121 @@
+//! A reload: compile, build beside the old generation, then swap. On any error the old one goes on.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+
+use super::Sidecar;
+use super::live::Live;
+use crate::config::model::Config;
+use crate::telemetry::names;
+
+/// How often the file is looked at. Its content is compared, not its time: Kubernetes swaps a link for a mounted file,
+/// and editors write anew without changing anything.
+pub const LOOK: Duration = Duration::from_secs(1);
+
+/// What a reload came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reloaded {
+    /// The new generation is in force.
+    Swapped,
+    /// The content is what it was.
+    Unchanged,
+}
+
+/// Notices when a file's content changes.
+pub struct Watcher {
+    path: PathBuf,
+    seen: Option<[u8; 32]>,
+}
+
+impl Watcher {
+    /// Starts with the content of now.
+    pub fn new(path: &Path) -> Self {
+        let mut watcher = Self { path: path.to_owned(), seen: None };
+        watcher.changed();
+        watcher
+    }
+
+    /// Whether the content differs from the last look. A file that can not be read has not changed: it may be in the
+    /// middle of its replacement.
+    pub fn changed(&mut self) -> bool {
+        let Ok(content) = std::fs::read(&self.path) else { return false };
+        let digest: [u8; 32] = Sha256::digest(&content).into();
+        self.seen.replace(digest) != Some(digest)
+    }
+}
+
+impl Sidecar {
+    /// Puts a new configuration in force: its routes and its services. Everything else is bound to sockets, folders and
+    /// consumers, and a change there is refused rather than ignored.
+    ///
+    /// # Errors
+    /// Which sections need a restart, or what could not be built. The old configuration stays in force.
+    pub async fn reload(&self, config: Config) -> Result<Reloaded, String> {
+        let reloaded = self.try_reload(config).await;
+        let word = match &reloaded {
+            Ok(Reloaded::Swapped) => "ok",
+            Ok(Reloaded::Unchanged) => "unchanged",
+            Err(_) => "refused",
+        };
+        self.count_reload(word);
+        reloaded
+    }
+
+    /// Counts a reload that did not get as far as a compiled configuration.
+    pub fn count_reload(&self, word: &str) {
+        self.metrics.counter(&names::RELOADS, &[("result", word)]).increment(1);
+    }
+
+    /// Tells how many log lines were lost so far.
+    pub fn count_dropped_lines(&self, lines: u64) {
+        self.metrics.counter(&names::LOG_DROPPED, &[]).absolute(lines);
+    }
+
+    async fn try_reload(&self, config: Config) -> Result<Reloaded, String> {
+        let old = self.live.load_full();
+        let (before, after) = (sections(&old.config), sections(&config));
+        if before == after {
+            return Ok(Reloaded::Unchanged);
+        }
+        let fixed: Vec<&str> = before
+            .iter()
+            .zip(&after)
+            .filter(|((name, old), (_, new))| old != new && !matches!(*name, "outbound.routes" | "services"))
+            .map(|((name, _), _)| *name)
+            .collect();
+        if !fixed.is_empty() {
+            return Err(format!("a change of {} needs a restart", fixed.join(", ")));
+        }
+        let live = Live::build(Arc::new(config), &self.parts, Some(&old)).await;
+        self.live.store(Arc::new(live.map_err(|error| error.to_string())?));
+        Ok(Reloaded::Swapped)
+    }
+}
+
+/// The configuration in comparable pieces. Debug text is exact for plain data; secrets are compared apart, since theirs
+/// is blanked.
+fn sections(config: &Config) -> [(&'static str, String); 14] {
+    let secrets = config.kafka.as_ref().map(|kafka| {
+        kafka.properties.iter().map(|(_, value)| value.reveal().to_owned()).collect::<Vec<_>>()
+    });
+    let outbound = config.outbound.as_ref();
+    [
+        ("outbound.routes", format!("{:?}", outbound.map(|door| &door.routes))),
+        ("services", format!("{:?}", config.services)),
+        ("service", config.service.clone()),
+        ("app", format!("{:?}", config.app)),
+        ("outbound.listen", format!("{:?}", outbound.map(|door| door.listen))),
+        ("inbound", format!("{:?}", config.inbound)),
+        ("subscriptions", format!("{:?}", config.subscriptions)),
+        ("kafka", format!("{:?} {secrets:?}", config.kafka)),
+        ("claims", format!("{:?}", config.claims)),
+        ("messages", format!("{:?}", config.messages)),
+        ("probe", format!("{:?}", config.probe)),
+        ("admin", format!("{:?}", config.admin)),
+        ("drain", format!("{:?}", config.drain)),
+        ("limits", format!("{:?}", config.limits)),
+    ]
+}

@@ -1,0 +1,198 @@
+//! The files of a store: what is in them, and the few things that writing them needs of the machine.
+//!
+//! A segment is a header (magic, version, number, end of life, the first bytes of the SHA-256 of all these) and then
+//! records one after another (magic, length, SHA-256 of the body, body). Numbers are big-endian. A record is only ever
+//! found by a signed id, so a torn tail is never looked at; each open begins a new segment instead of appending to it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+
+use super::id::Place;
+
+/// Bytes before a segment's first record.
+pub(super) const HEADER_LEN: usize = 32;
+/// Bytes before a record's body.
+pub(super) const RECORD_LEN: usize = 40;
+
+const HEADER_MAGIC: [u8; 8] = *b"waysideC";
+const RECORD_MAGIC: [u8; 4] = *b"clm\n";
+const VERSION: u32 = 1;
+const SUFFIX: &str = ".claims";
+
+/// What the writer needs of the machine; tests put faults and another clock in its place.
+pub(super) trait Machine: Send + 'static {
+    /// The wall clock.
+    fn now(&self) -> SystemTime;
+    /// Makes a new file that only its owner may read.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn Appended>>;
+    /// Makes a folder's entries durable.
+    fn sync_folder(&self, folder: &Path) -> io::Result<()>;
+    /// Deletes a file.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+}
+
+/// A file that only grows.
+pub(super) trait Appended: Send {
+    /// Writes at its end.
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
+    /// Makes all that was appended durable.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+/// The real machine.
+#[derive(Debug)]
+pub(super) struct Disk;
+
+impl Machine for Disk {
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn Appended>> {
+        let file = OpenOptions::new()
+            .append(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
+        Ok(Box::new(file))
+    }
+
+    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+        File::open(folder)?.sync_all()
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+}
+
+impl Appended for File {
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.write_all(bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_data()
+    }
+}
+
+/// The file of a segment.
+pub(super) fn path(folder: &Path, number: u64) -> PathBuf {
+    folder.join(format!("{number:016x}{SUFFIX}"))
+}
+
+/// The number in a segment's file name.
+pub(super) fn number(path: &Path) -> Option<u64> {
+    let digits = path.file_name()?.to_str()?.strip_suffix(SUFFIX)?;
+    let plain = digits.len() == 16 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if plain {
+        u64::from_str_radix(digits, 16).ok()
+    } else {
+        None
+    }
+}
+
+/// A segment's header. `ends` is when its last claim has expired, in seconds since 1970.
+pub(super) fn header(number: u64, ends: u64) -> [u8; HEADER_LEN] {
+    let mut header = [0; HEADER_LEN];
+    header[..8].copy_from_slice(&HEADER_MAGIC);
+    header[8..12].copy_from_slice(&VERSION.to_be_bytes());
+    header[12..20].copy_from_slice(&number.to_be_bytes());
+    header[20..28].copy_from_slice(&ends.to_be_bytes());
+    let check = Sha256::digest(&header[..28]);
+    header[28..].copy_from_slice(&check[..4]);
+    header
+}
+
+/// When a segment ends, if its header is whole and of this version.
+pub(super) fn ends(found: &[u8; HEADER_LEN], number: u64) -> Option<u64> {
+    let ends = u64::from_be_bytes(found[20..28].try_into().ok()?);
+    (*found == header(number, ends)).then_some(ends)
+}
+
+/// Reads only a segment's header; `None` if it is torn or damaged.
+pub(super) fn read_ends(path: &Path, number: u64) -> io::Result<Option<u64>> {
+    let mut found = [0; HEADER_LEN];
+    match File::open(path)?.read_exact_at(&mut found, 0) {
+        Ok(()) => Ok(ends(&found, number)),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What stands before a body.
+pub(super) fn record(length: u32, digest: &[u8; 32]) -> [u8; RECORD_LEN] {
+    let mut record = [0; RECORD_LEN];
+    record[..4].copy_from_slice(&RECORD_MAGIC);
+    record[4..8].copy_from_slice(&length.to_be_bytes());
+    record[8..].copy_from_slice(digest);
+    record
+}
+
+/// Reads the body at a place; `None` if the segment's header, the record's or the body is not as it was written.
+pub(super) fn read(folder: &Path, place: &Place) -> io::Result<Option<Bytes>> {
+    let file = File::open(path(folder, place.segment))?;
+    let whole = u64::from(place.offset) + RECORD_LEN as u64 + u64::from(place.length);
+    if file.metadata()?.len() < whole {
+        return Ok(None);
+    }
+    let mut head = [0; HEADER_LEN];
+    file.read_exact_at(&mut head, 0)?;
+    let mut bytes = vec![0; RECORD_LEN + place.length as usize];
+    file.read_exact_at(&mut bytes, u64::from(place.offset))?;
+    let bytes = Bytes::from(bytes);
+    let body = bytes.slice(RECORD_LEN..);
+    let digest: [u8; 32] = Sha256::digest(&body).into();
+    let whole = ends(&head, place.segment).is_some()
+        && bytes[..RECORD_LEN] == record(place.length, &digest);
+    Ok(whole.then_some(body))
+}
+
+/// A segment that is not written to any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sealed {
+    pub(super) number: u64,
+    /// Bytes that count against the store's limit.
+    pub(super) len: u64,
+    /// Seconds since 1970 after which it is deleted.
+    pub(super) ends: u64,
+}
+
+impl Sealed {
+    /// All segments that an earlier run left in a folder.
+    pub(super) fn find(folder: &Path, ttl: Duration) -> io::Result<Vec<Self>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let path = entry.path();
+            let Some(number) = number(&path) else {
+                continue;
+            };
+            let metadata = entry.metadata()?;
+            let ends = match read_ends(&path, number)? {
+                Some(ends) => ends,
+                // Without a header it has served its time once nothing can have been written to it for that long.
+                None => {
+                    let written = metadata
+                        .modified()?
+                        .duration_since(UNIX_EPOCH)
+                        .unwrap_or_default();
+                    tracing::warn!(segment = number, "claim segment with a damaged header");
+                    (written + ttl).as_secs() + 2
+                }
+            };
+            found.push(Self {
+                number,
+                len: metadata.len(),
+                ends,
+            });
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,343 @@
+//! One store: a folder of segments, one thread that appends to them, and readers that need neither lock nor index.
+//!
+//! Every body that waits is written in one group, with one fdatasync for all of them, and only then are their callers
+//! told. A segment is begun when the last one is full or an eighth of the time to live old, and is deleted when the
+//! last claim in it has expired, never on a read. After an error of a write or a sync nothing is appended to that file
+//! again, since what the kernel still holds of it is unknown; what was promised before stays readable.
+
+use std::fmt;
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::id::{KEY_LEN, Signer};
+use super::segment::{self, Disk, Machine};
+use super::writer::{Ask, Writer};
+use crate::config::model::{ClaimStore, Survives};
+use crate::error::{Error, Kind};
+
+/// Bodies that may wait for the writer; above it a call is a 503. Their callers hold them in memory in any case.
+const QUEUE_MAX: usize = 1024;
+/// When a caller may come back after a full store or a failed disk.
+const AFTER: Duration = Duration::from_secs(1);
+
+/// A body that is safely kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// Names it to its store; signed, so that it cannot be guessed.
+    pub id: String,
+    /// SHA-256 of the body.
+    pub digest: [u8; 32],
+    /// Bytes of the body.
+    pub size: u64,
+    /// Until when it is served, in whole seconds.
+    pub expires: SystemTime,
+}
+
+/// Keeps bodies on disk until they expire.
+#[derive(Debug)]
+pub struct Store {
+    shared: Arc<Shared>,
+    survives: Survives,
+    max: u64,
+    queue: Option<SyncSender<Ask>>,
+    writer: Option<JoinHandle<()>>,
+    /// Held as long as the store is: another process must not write here.
+    _lock: File,
+}
+
+/// What readers and the writer both need.
+pub(super) struct Shared {
+    pub(super) name: String,
+    pub(super) folder: PathBuf,
+    pub(super) signer: Signer,
+    pub(super) ttl: Duration,
+    /// Bytes on disk, and those that wait to be.
+    pub(super) used: AtomicU64,
+}
+
+impl Store {
+    /// Opens a store's folder, makes it if it is missing, and starts its thread.
+    ///
+    /// # Errors
+    /// Whatever the file system refuses; `WouldBlock` if another store has the folder open.
+    pub fn open(config: &ClaimStore, service: &str) -> io::Result<Self> {
+        Self::open_on(Box::new(Disk), config, service)
+    }
+
+    /// Opens a store on another machine.
+    pub(super) fn open_on(
+        machine: Box<dyn Machine>,
+        config: &ClaimStore,
+        service: &str,
+    ) -> io::Result<Self> {
+        let folder = config.disk.clone();
+        make_folder(&folder)?;
+        let lock = lock(&folder)?;
+        let signer = Signer::new(&key(&folder)?, service);
+        let sealed = segment::Sealed::find(&folder, config.ttl)?;
+        let used = AtomicU64::new(sealed.iter().map(|segment| segment.len).sum());
+        let (name, ttl) = (config.name.clone(), config.ttl);
+        let shared = Arc::new(Shared {
+            name,
+            folder,
+            signer,
+            ttl,
+            used,
+        });
+        let (queue, asked) = sync_channel(QUEUE_MAX);
+        let writer = Writer::new(Arc::clone(&shared), machine, sealed);
+        let writer = std::thread::Builder::new()
+            .name(format!("claims-{}", config.name))
+            .spawn(move || writer.run(&asked))?;
+        Ok(Self {
+            shared,
+            survives: config.survives,
+            max: config.max,
+            queue: Some(queue),
+            writer: Some(writer),
+            _lock: lock,
+        })
+    }
+
+    /// Keeps a body; when this returns, it is on disk. `digest` is the body's SHA-256, which the caller has computed
+    /// already, and is what every later read is checked against.
+    ///
+    /// # Errors
+    /// [`Kind::ClaimStore`] if the store is full, its queue is, or its disk refuses.
+    pub async fn keep(&self, body: Bytes, digest: [u8; 32]) -> Result<Claim, Error> {
+        let needed = segment::RECORD_LEN as u64 + body.len() as u64;
+        if u32::try_from(needed).is_err() {
+            return Err(Error::new(
+                Kind::ClaimStore,
+                "a claim cannot be larger than 4 GiB",
+            ));
+        }
+        let name = &self.shared.name;
+        let used = &self.shared.used;
+        let fits = |now: u64| now.checked_add(needed).filter(|after| *after <= self.max);
+        if used
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, fits)
+            .is_err()
+        {
+            return Err(unavailable(format!("the claim store {name} is full")));
+        }
+        let (reply, kept) = oneshot::channel();
+        let asked = self.queue.as_ref().map(|queue| {
+            queue.try_send(Ask {
+                body,
+                digest,
+                reply,
+            })
+        });
+        if !matches!(asked, Some(Ok(()))) {
+            used.fetch_sub(needed, Ordering::AcqRel);
+            return Err(unavailable(format!(
+                "too many bodies wait for the claim store {name}"
+            )));
+        }
+        let gone = |_| Err(unavailable(format!("the claim store {name} has stopped")));
+        kept.await.unwrap_or_else(gone)
+    }
+
+    /// Reads a claim's body. Blocks on the disk; [`Store::fetch`] does not.
+    ///
+    /// # Errors
+    /// [`Kind::Unknown`] for an id that this store did not sign, [`Kind::Expired`], [`Kind::ClaimDamaged`] if the bytes
+    /// are not those that were kept, [`Kind::ClaimStore`] if the disk refuses.
+    pub fn read(&self, id: &str, now: SystemTime) -> Result<Bytes, Error> {
+        self.shared.read(id, now)
+    }
+
+    /// Reads a claim's body on a thread where it may block.
+    ///
+    /// # Errors
+    /// As [`Store::read`].
+    pub async fn fetch(&self, id: &str) -> Result<Bytes, Error> {
+        let (shared, id) = (Arc::clone(&self.shared), id.to_owned());
+        let reading = tokio::task::spawn_blocking(move || shared.read(&id, SystemTime::now()));
+        let failed = |cause| Err(Error::new(Kind::Internal, "a claim was not read").because(cause));
+        reading.await.unwrap_or_else(failed)
+    }
+
+    /// Whether this store signed the id. Says nothing about whether the claim is still kept.
+    pub fn knows(&self, id: &str) -> bool {
+        self.shared.signer.verify(id).is_some()
+    }
+
+    /// The store's name in the config.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// What its folder outlives.
+    pub fn survives(&self) -> Survives {
+        self.survives
+    }
+
+    /// Bytes on disk, and those that wait to be.
+    pub fn used(&self) -> u64 {
+        self.shared.used.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // What waits is still written, and only then may another process have the folder.
+        drop(self.queue.take());
+        if self
+            .writer
+            .take()
+            .is_some_and(|writer| writer.join().is_err())
+        {
+            tracing::error!(
+                store = self.shared.name,
+                "the claim store's thread panicked"
+            );
+        }
+    }
+}
+
+impl Shared {
+    fn read(&self, id: &str, now: SystemTime) -> Result<Bytes, Error> {
+        let name = &self.name;
+        let place = self.signer.verify(id);
+        let place = place.ok_or_else(|| Error::new(Kind::Unknown, "no claim has this id"))?;
+        if now >= UNIX_EPOCH + Duration::from_secs(place.expires) {
+            return Err(Error::new(Kind::Expired, "the claim has expired"));
+        }
+        match segment::read(&self.folder, &place) {
+            Ok(Some(body)) => Ok(body),
+            Ok(None) => {
+                tracing::error!(store = name, segment = place.segment, "claim damaged");
+                Err(Error::new(
+                    Kind::ClaimDamaged,
+                    "the claim's bytes are damaged",
+                ))
+            }
+            // Signed and in time, so it was promised: that is a loss, not an unknown claim.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                tracing::error!(
+                    store = name,
+                    segment = place.segment,
+                    "claim segment missing"
+                );
+                Err(Error::new(Kind::ClaimDamaged, "the claim's bytes are gone").because(error))
+            }
+            Err(error) => {
+                Err(unavailable(format!("the claim store {name} cannot be read")).because(error))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at {}", self.name, self.folder.display())
+    }
+}
+
+pub(super) fn unavailable(detail: String) -> Error {
+    Error::new(Kind::ClaimStore, detail).after(AFTER)
+}
+
+fn make_folder(folder: &Path) -> io::Result<()> {
+    match fs::metadata(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(folder)?;
+            folder.parent().map_or(Ok(()), sync_folder)
+        }
+        Err(error) => Err(error),
+        // A mount's own rights are not ours to change; the files in it are for the owner alone in any case.
+        Ok(found) if found.is_dir() => {
+            if found.permissions().mode() & 0o077 != 0 {
+                tracing::warn!(folder = %folder.display(), "others may list the claim folder");
+            }
+            Ok(())
+        }
+        Ok(_) => Err(io::Error::new(
+            io::ErrorKind::NotADirectory,
+            "the claim folder is a file",
+        )),
+    }
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    // The parent of a relative path of one part is written as nothing.
+    let folder = if folder.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        folder
+    };
+    File::open(folder)?.sync_all()
+}
+
+fn lock(folder: &Path) -> io::Result<File> {
+    let path = folder.join("lock");
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::Error(error)) => Err(error),
+        Err(TryLockError::WouldBlock) => {
+            let text = format!(
+                "the claim folder {} is in use by another process or store",
+                folder.display()
+            );
+            Err(io::Error::new(io::ErrorKind::WouldBlock, text))
+        }
+    }
+}
+
+/// The store's key, made at the first open. The caller holds the folder's lock.
+fn key(folder: &Path) -> io::Result<[u8; KEY_LEN]> {
+    let path = folder.join("key");
+    match fs::read(&path) {
+        Ok(found) => found.try_into().map_err(|_| {
+            let text = format!("{} does not hold a key of {KEY_LEN} bytes", path.display());
+            io::Error::new(io::ErrorKind::InvalidData, text)
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => make_key(folder, &path),
+        Err(error) => Err(error),
+    }
+}
+
+fn make_key(folder: &Path, path: &Path) -> io::Result<[u8; KEY_LEN]> {
+    let mut key = [0; KEY_LEN];
+    File::open("/dev/urandom")?.read_exact(&mut key)?;
+    // Whole under another name first: a crash must not leave half a key.
+    let new = folder.join("key.new");
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(&key)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    sync_folder(folder)?;
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests;

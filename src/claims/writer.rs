@@ -1,0 +1,314 @@
+//! The thread that appends to a store's segments, in groups, and deletes those that have expired.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::id::Place;
+use super::segment::{self, Appended, HEADER_LEN, Machine, RECORD_LEN, Sealed};
+use super::store::{Claim, Shared, unavailable};
+use crate::error::Error;
+
+/// Bytes after which a new segment is begun.
+const SEGMENT_MAX: u64 = 64 << 20;
+/// Bodies in one group, so that the first of them does not wait for an endless one.
+const GROUP_MAX: usize = 256;
+/// Bytes of bodies after which a group takes no further one.
+const GROUP_BYTES_MAX: u64 = 8 << 20;
+/// Bytes collected for one write.
+const WRITE_LEN: usize = 256 << 10;
+/// Longest wait between two looks for expired segments.
+const SWEEP_MAX: Duration = Duration::from_secs(60);
+/// Shortest one, so that a file that cannot be deleted does not keep the thread busy.
+const SWEEP_MIN: Duration = Duration::from_secs(1);
+
+/// A body to keep.
+pub(super) struct Ask {
+    pub(super) body: Bytes,
+    pub(super) digest: [u8; 32],
+    pub(super) reply: oneshot::Sender<Result<Claim, Error>>,
+}
+
+impl Ask {
+    fn len(&self) -> u64 {
+        (RECORD_LEN + self.body.len()) as u64
+    }
+}
+
+/// The thread's state.
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    machine: Box<dyn Machine>,
+    sealed: Vec<Sealed>,
+    open: Option<Open>,
+    last: u64,
+    buffer: Vec<u8>,
+}
+
+/// The segment that is written to.
+struct Open {
+    number: u64,
+    file: Box<dyn Appended>,
+    len: u64,
+    /// When the next one is begun.
+    full: SystemTime,
+    ends: u64,
+    /// Whether its directory entry is durable and a claim in it was promised.
+    promised: bool,
+}
+
+impl Writer {
+    pub(super) fn new(shared: Arc<Shared>, machine: Box<dyn Machine>, sealed: Vec<Sealed>) -> Self {
+        let last = sealed
+            .iter()
+            .map(|segment| segment.number)
+            .max()
+            .unwrap_or(0);
+        Self {
+            shared,
+            machine,
+            sealed,
+            open: None,
+            last,
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Works until the store is dropped.
+    pub(super) fn run(mut self, asked: &Receiver<Ask>) {
+        loop {
+            self.sweep();
+            match asked.recv_timeout(self.idle()) {
+                Ok(first) => {
+                    let group = collect(first, asked);
+                    self.commit(group);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Keeps a group, in as many parts as there are segments to begin, and tells its callers.
+    fn commit(&mut self, mut group: Vec<Ask>) {
+        while !group.is_empty() {
+            let now = self.machine.now();
+            let part: Vec<Ask> = group.drain(..self.fitting(&group, now)).collect();
+            // Rounded up, so that a claim never lives shorter than it should.
+            let expires = seconds(now + self.shared.ttl + Duration::from_nanos(999_999_999));
+            match self.write(&part, now) {
+                Ok(places) => self.promise(part, &places, expires),
+                Err(error) => self.refuse(part, &error),
+            }
+        }
+    }
+
+    /// How many of the group go into the open segment; seals it if that is none, and then answers for a new one.
+    fn fitting(&mut self, group: &[Ask], now: SystemTime) -> usize {
+        let count = |len: u64| {
+            let mut len = len;
+            let fits = |ask: &&Ask| {
+                len += ask.len();
+                len <= SEGMENT_MAX
+            };
+            group.iter().take_while(fits).count()
+        };
+        if let Some(open) = self.open.as_ref().filter(|open| now < open.full) {
+            match count(open.len) {
+                0 => {}
+                some => return some,
+            }
+        }
+        self.seal();
+        // A body larger than a segment has one to itself.
+        count(HEADER_LEN as u64).max(1)
+    }
+
+    /// Writes and syncs; the places come back in order.
+    fn write(&mut self, part: &[Ask], now: SystemTime) -> io::Result<Vec<(u64, u32)>> {
+        if self.open.is_none() {
+            self.begin(now)?;
+        }
+        let Some(open) = self.open.as_mut() else {
+            return Err(io::Error::other("no segment is open"));
+        };
+        let mut places = Vec::with_capacity(part.len());
+        self.buffer.clear();
+        for ask in part {
+            // A segment takes records only up to 64 MiB, so their offsets fit.
+            places.push((open.number, open.len as u32));
+            let head = segment::record(ask.body.len() as u32, &ask.digest);
+            self.buffer.extend_from_slice(&head);
+            open.len += ask.len();
+            if ask.body.len() >= WRITE_LEN {
+                open.file.append(&self.buffer)?;
+                self.buffer.clear();
+                open.file.append(&ask.body)?;
+                continue;
+            }
+            self.buffer.extend_from_slice(&ask.body);
+            if self.buffer.len() >= WRITE_LEN {
+                open.file.append(&self.buffer)?;
+                self.buffer.clear();
+            }
+        }
+        open.file.append(&self.buffer)?;
+        open.file.sync()?;
+        if !open.promised {
+            self.machine.sync_folder(&self.shared.folder)?;
+            open.promised = true;
+        }
+        Ok(places)
+    }
+
+    fn begin(&mut self, now: SystemTime) -> io::Result<()> {
+        // Never a number that was used before, even if all older segments are gone: their ids may still be about.
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let number = (self.last + 1).max(since.as_millis() as u64);
+        let full = now + (self.shared.ttl / 8).max(Duration::from_secs(1));
+        let ends = seconds(full + self.shared.ttl) + 2;
+        self.last = number;
+        let path = segment::path(&self.shared.folder, number);
+        let file = self.machine.create(&path)?;
+        let len = HEADER_LEN as u64;
+        self.shared.used.fetch_add(len, Ordering::AcqRel);
+        let open = self.open.insert(Open {
+            number,
+            file,
+            len,
+            full,
+            ends,
+            promised: false,
+        });
+        open.file.append(&segment::header(number, ends))
+    }
+
+    fn promise(&self, part: Vec<Ask>, places: &[(u64, u32)], expires: u64) {
+        for (ask, (segment, offset)) in part.into_iter().zip(places) {
+            let length = ask.body.len() as u32;
+            let place = Place {
+                segment: *segment,
+                offset: *offset,
+                length,
+                expires,
+            };
+            let claim = Claim {
+                id: self.shared.signer.sign(&place),
+                digest: ask.digest,
+                size: u64::from(length),
+                expires: UNIX_EPOCH + Duration::from_secs(expires),
+            };
+            // A caller that went away meanwhile leaves a claim that nobody asks for, until it expires.
+            ask.reply.send(Ok(claim)).ok();
+        }
+    }
+
+    /// Poisons the segment and tells the callers.
+    fn refuse(&mut self, part: Vec<Ask>, error: &io::Error) {
+        let store = &self.shared.name;
+        tracing::error!(store, %error, bodies = part.len(), "claims not kept, segment abandoned");
+        let asked: u64 = part.iter().map(Ask::len).sum();
+        match self.open.take() {
+            Some(open) if open.promised => {
+                // What of the group reached the file is unknown, so all of it counts until the file is deleted.
+                let written = open.len;
+                self.sealed.push(open.into());
+                tracing::debug!(
+                    store,
+                    written,
+                    "the abandoned segment is kept until it expires"
+                );
+            }
+            Some(open) => {
+                // Nothing was ever promised from it: a full disk must not fill up with empty files as well.
+                self.shared.used.fetch_sub(asked, Ordering::AcqRel);
+                self.sealed.push(Sealed {
+                    number: open.number,
+                    len: HEADER_LEN as u64,
+                    ends: 0,
+                });
+            }
+            None => {
+                self.shared.used.fetch_sub(asked, Ordering::AcqRel);
+            }
+        }
+        for ask in part {
+            let detail = format!("the claim store {store} cannot write");
+            ask.reply
+                .send(Err(unavailable(detail).because(error.to_string())))
+                .ok();
+        }
+    }
+
+    fn seal(&mut self) {
+        self.sealed.extend(self.open.take().map(Sealed::from));
+    }
+
+    /// Deletes the segments whose last claim has expired.
+    fn sweep(&mut self) {
+        let now = self.machine.now();
+        if self.open.as_ref().is_some_and(|open| now >= open.full) {
+            self.seal();
+        }
+        let (shared, machine) = (&self.shared, &self.machine);
+        self.sealed.retain(|sealed| {
+            if seconds(now) < sealed.ends {
+                return true;
+            }
+            match machine.remove(&segment::path(&shared.folder, sealed.number)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(store = shared.name, %error, "expired claims not deleted");
+                    true
+                }
+                _ => {
+                    shared.used.fetch_sub(sealed.len, Ordering::AcqRel);
+                    false
+                }
+            }
+        });
+    }
+
+    /// How long until a segment is due.
+    fn idle(&self) -> Duration {
+        let sealed = self
+            .sealed
+            .iter()
+            .map(|sealed| UNIX_EPOCH + Duration::from_secs(sealed.ends));
+        let due = sealed.chain(self.open.as_ref().map(|open| open.full)).min();
+        let wait = due.map(|due| due.duration_since(self.machine.now()).unwrap_or_default());
+        wait.unwrap_or(SWEEP_MAX).clamp(SWEEP_MIN, SWEEP_MAX)
+    }
+}
+
+impl From<Open> for Sealed {
+    fn from(open: Open) -> Self {
+        Self {
+            number: open.number,
+            len: open.len,
+            ends: open.ends,
+        }
+    }
+}
+
+/// Takes what waits, up to the limits of a group.
+fn collect(first: Ask, asked: &Receiver<Ask>) -> Vec<Ask> {
+    let mut bytes = first.len();
+    let mut group = vec![first];
+    while group.len() < GROUP_MAX && bytes < GROUP_BYTES_MAX {
+        let Ok(ask) = asked.try_recv() else { break };
+        bytes += ask.len();
+        group.push(ask);
+    }
+    group
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}

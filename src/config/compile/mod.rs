@@ -1,0 +1,150 @@
+//! One walk over the tree, a section a file; ends in plain data or in a list of everything that is wrong.
+//!
+//! Each reader answers `None` once its error is noted. So a section reads all of its keys first and asks
+//! for the values afterwards.
+
+mod claims;
+mod doors;
+mod forward;
+mod kafka;
+mod outbound;
+mod process;
+mod publish;
+mod retry;
+mod services;
+mod slim;
+mod subscriptions;
+
+use super::address::parse_address;
+use super::diagnostic::Collector;
+use super::model::{Config, Hydrate, Outbound, Subscription};
+use super::names::parse_name;
+use super::raw::Node;
+use super::read::{At, Map, Source};
+use super::words::FILE;
+
+/// What a section may ask about its neighbours. `None` means that the neighbour is wrong, which is noted.
+struct Around {
+    service: Option<String>,
+    services: Option<Vec<String>>,
+    claims: Option<Vec<String>>,
+    /// Bytes that each store of `claims` takes; shorter than `claims` if one is wrong.
+    claims_max: Vec<u64>,
+    queue_max: Option<usize>,
+}
+
+/// Compiles a whole file.
+pub(super) fn config(
+    root: &Node,
+    errors: &Collector,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Option<Config> {
+    let file = At::root(root, Source { errors, env }).map(&FILE)?;
+    let service = file.need("service", |at| at.parse("a name", parse_name));
+    let app = file.maybe("app", |at| {
+        at.parse("an address such as 127.0.0.1:8080", parse_address)
+    });
+    let services = file.or("services", Vec::new(), services::services);
+    let kafka = file.maybe("kafka", kafka::kafka);
+    let claims = file.or("claims", Vec::new(), claims::claims);
+    let around = Around {
+        service: service.clone(),
+        services: file.or("services", Vec::new(), |at| at.keys()),
+        claims: file.or("claims", Vec::new(), |at| at.keys()),
+        claims_max: claims.iter().flatten().map(|store| store.max).collect(),
+        queue_max: kafka.iter().flatten().map(|kafka| kafka.queue_max).next(),
+    };
+    let outbound = file.maybe("outbound", |at| outbound::outbound(at, &around));
+    let inbound = file.maybe("inbound", doors::inbound);
+    let subscriptions = file.or("subscriptions", Vec::new(), |at| {
+        subscriptions::subscriptions(at, &around)
+    });
+    let messages = process::messages(&file);
+    let probe = file.maybe("probe", doors::probe);
+    let admin = doors::admin(&file);
+    let drain = process::drain(&file);
+    let limits = process::limits(&file);
+    needed_sections(&file);
+    claims_are_reached(&file);
+    let config = Config {
+        service: service?,
+        app: app?,
+        outbound: or_hydrating(outbound?, subscriptions.as_deref()),
+        inbound: inbound?,
+        subscriptions: subscriptions?,
+        services: services?,
+        kafka: kafka?,
+        claims: claims?,
+        messages: messages?,
+        probe: probe?,
+        admin: admin?,
+        drain: drain?,
+        limits: limits?,
+    };
+    doors::check(&file, &config);
+    Some(config)
+}
+
+/// A lazy subscription needs the outbound door for `/.wayside/` alone.
+fn or_hydrating(
+    outbound: Option<Outbound>,
+    subscriptions: Option<&[Subscription]>,
+) -> Option<Outbound> {
+    let lazy = |subscription: &Subscription| subscription.hydrate == Hydrate::Lazy;
+    let asked = subscriptions.is_some_and(|all| all.iter().any(lazy));
+    outbound.or_else(|| {
+        asked.then(|| Outbound {
+            listen: doors::OUTBOUND_DEFAULT,
+            routes: Vec::new(),
+        })
+    })
+}
+
+/// Sections that others cannot do without; told once, at the first that asks.
+fn needed_sections(file: &Map<'_>) {
+    let subscriptions = file.find("subscriptions");
+    let subscribed = subscriptions
+        .as_ref()
+        .and_then(|at| at.peek_list().into_iter().next());
+    if file.find("kafka").is_none() {
+        let publishing = routes(file)
+            .into_iter()
+            .find_map(|route| route.peek("publish"));
+        if let Some(at) = publishing.or_else(|| subscribed.clone()) {
+            at.error(
+                "this needs a broker: add a `kafka` section, or `kafka: embedded` to try it out",
+            );
+        }
+    }
+    if file.find("app").is_none()
+        && let Some(at) = subscribed
+    {
+        at.error("messages are delivered to the app: add `app`, the address where it listens");
+    }
+}
+
+/// Bodies that no other sidecar can fetch, and stores that nobody fills.
+fn claims_are_reached(file: &Map<'_>) {
+    let slim: Vec<_> = routes(file)
+        .into_iter()
+        .filter_map(|route| {
+            route
+                .peek("publish")
+                .and_then(|publish| publish.peek("slim"))
+        })
+        .collect();
+    match (file.find("claims"), slim.first()) {
+        (Some(claims), None) => claims.warning("no route has `slim`, so nothing is kept here"),
+        (Some(_), Some(slim)) if file.find("inbound").is_none() => {
+            slim.warning("without `inbound` no other sidecar can fetch the bodies that are kept");
+        }
+        _ => {}
+    }
+}
+
+fn routes<'a>(file: &Map<'a>) -> Vec<At<'a>> {
+    let routes = file
+        .find("outbound")
+        .and_then(|outbound| outbound.peek("routes"));
+    routes.map(|routes| routes.peek_list()).unwrap_or_default()
+}

@@ -1,0 +1,204 @@
+//! `outbound`: the door for the app's own calls and its routes.
+
+use std::collections::HashMap;
+
+use http::Method;
+
+use super::{Around, doors, forward, publish};
+use crate::config::model::{HostPattern, Match, Outbound, PathPattern, Pattern, Route};
+use crate::config::names::{parse_method, parse_name};
+use crate::config::patterns::{parse_host_rule, parse_path_rule};
+use crate::config::read::{At, Map, all};
+use crate::config::words::{MATCH, OUTBOUND, ROUTE};
+
+/// Routes of one file, at most; they are tried one after the other.
+const ROUTES_MAX: usize = 1000;
+/// Methods of one match, at most: as many as are registered.
+const METHODS_MAX: usize = 40;
+
+/// Reads the door and its routes, in file order.
+pub(super) fn outbound(at: &At<'_>, around: &Around) -> Option<Outbound> {
+    let map = at.map(&OUTBOUND)?;
+    let listen = map.or("listen", doors::OUTBOUND_DEFAULT, |at| {
+        let address = doors::listen(at)?;
+        if !address.ip().is_loopback() {
+            at.warning("everyone who reaches this port may call in the app's name");
+        }
+        Some(address)
+    });
+    let routes = map.or("routes", Vec::new(), |at| routes(at, around));
+    Some(Outbound {
+        listen: listen?,
+        routes: routes?,
+    })
+}
+
+fn routes(at: &At<'_>, around: &Around) -> Option<Vec<Route>> {
+    let list = at.list(ROUTES_MAX, "[{ name: …, match: …, forward: … }]")?;
+    let routes: Vec<_> = list.iter().map(|at| route(at, around)).collect();
+    let mut names: HashMap<&str, usize> = HashMap::new();
+    for (index, (at, route)) in list.iter().zip(&routes).enumerate() {
+        let Some(route) = route else { continue };
+        if let Some(line) = names.insert(&route.name, route.line) {
+            let at = at.peek("name").unwrap_or_else(|| at.clone());
+            at.error(format!("the route in line {line} has this name already"));
+        }
+        let mut earlier = routes[..index].iter().flatten();
+        if let Some(first) = earlier.find(|first| covers(&first.matches, &route.matches)) {
+            let Route { name, line, .. } = first;
+            at.warning(format!(
+                "never reached: `{name}` in line {line} takes all of its calls"
+            ));
+        }
+    }
+    all(routes.into_iter())
+}
+
+fn route(at: &At<'_>, around: &Around) -> Option<Route> {
+    let map = at.map(&ROUTE)?;
+    let name = map.need("name", |at| at.parse("a name", parse_name));
+    let matches = map.or("match", Match::default(), matches);
+    let pattern = pattern(&map, matches.as_ref(), around);
+    let (name, matches, pattern) = (name?, matches?, pattern?);
+    Some(Route {
+        name,
+        line: at.place().line,
+        matches,
+        pattern,
+    })
+}
+
+/// Exactly one of the patterns.
+fn pattern(map: &Map<'_>, matches: Option<&Match>, around: &Around) -> Option<Pattern> {
+    let any = PathPattern::Any;
+    let path = matches.map_or(&any, |matches| &matches.path);
+    let forward = map.maybe("forward", |at| forward::forward(at, around));
+    let publish = map.maybe("publish", |at| publish::publish(at, path, around));
+    if map.find("forward").is_some() && map.find("publish").is_some() {
+        map.at()
+            .error("a route does one thing: either `forward` or `publish`");
+        return None;
+    }
+    match (forward?, publish?) {
+        (Some(forward), _) => Some(Pattern::Forward(forward)),
+        (None, Some(publish)) => Some(Pattern::Publish(publish)),
+        (None, None) => {
+            // A pattern of a later version or a misspelt one has its own error already.
+            let told = map.at().peek("channel").is_some();
+            if !told && !map.may_hold("forward") && !map.may_hold("publish") {
+                map.at()
+                    .error("say what is done with these calls: add `forward` or `publish`");
+            }
+            None
+        }
+    }
+}
+
+fn matches(at: &At<'_>) -> Option<Match> {
+    let map = at.map(&MATCH)?;
+    let host = map.maybe("host", |at| {
+        at.parse("a host such as billing or *.shop", parse_host_rule)
+    });
+    let methods = map.or("methods", Vec::new(), methods);
+    let path = map.or("path", PathPattern::Any, |at| {
+        at.parse("a path such as /invoices or /invoices/**", parse_path_rule)
+    });
+    Some(Match {
+        host: host?,
+        methods: methods?,
+        path: path?,
+    })
+}
+
+fn methods(at: &At<'_>) -> Option<Vec<Method>> {
+    let list = at.list(METHODS_MAX, "[GET, POST]")?;
+    if list.is_empty() {
+        at.error("an empty list takes no call; to take every method, leave `methods` out");
+        return None;
+    }
+    let mut seen = Vec::new();
+    all(list.iter().map(|at| {
+        let method = at.parse("a method such as GET", parse_method)?;
+        if seen.contains(&method) {
+            at.error(format!("{method} is here twice"));
+            return None;
+        }
+        seen.push(method.clone());
+        Some(method)
+    }))
+}
+
+/// Whether every call that `inner` takes is taken by `outer`.
+fn covers(outer: &Match, inner: &Match) -> bool {
+    let host = match (&outer.host, &inner.host) {
+        (None, _) => true,
+        (Some(_), None) => false,
+        (Some(HostPattern::Exact(outer)), Some(HostPattern::Exact(inner))) => outer == inner,
+        (Some(HostPattern::Exact(_)), Some(HostPattern::Suffix(_))) => false,
+        (
+            Some(HostPattern::Suffix(outer)),
+            Some(HostPattern::Exact(inner) | HostPattern::Suffix(inner)),
+        ) => inner.ends_with(outer.as_str()),
+    };
+    let methods = outer.methods.is_empty()
+        || (!inner.methods.is_empty()
+            && inner
+                .methods
+                .iter()
+                .all(|method| outer.methods.contains(method)));
+    let path = match (&outer.path, &inner.path) {
+        (PathPattern::Any, _) => true,
+        (_, PathPattern::Any) => false,
+        (PathPattern::Exact(outer), PathPattern::Exact(inner)) => outer == inner,
+        (PathPattern::Exact(_), PathPattern::Prefix(_)) => false,
+        (PathPattern::Prefix(outer), PathPattern::Exact(inner) | PathPattern::Prefix(inner)) => {
+            inner
+                .strip_prefix(outer.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        }
+    };
+    host && methods && path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(host: &str, methods: &str, path: &str) -> Match {
+        let part = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        Match {
+            host: part(host).map(|host| parse_host_rule(&host).unwrap()),
+            methods: methods
+                .split_whitespace()
+                .map(|word| parse_method(word).unwrap())
+                .collect(),
+            path: part(path)
+                .map(|path| parse_path_rule(&path).unwrap())
+                .unwrap_or_default(),
+        }
+    }
+
+    fn check(outer: (&str, &str, &str), inner: (&str, &str, &str), expected: bool) {
+        let (one, other) = (
+            rule(outer.0, outer.1, outer.2),
+            rule(inner.0, inner.1, inner.2),
+        );
+        assert_eq!(covers(&one, &other), expected, "{outer:?} {inner:?}");
+    }
+
+    #[test]
+    fn a_rule_covers_what_it_takes_entirely() {
+        check(("", "", ""), ("a", "GET", "/x"), true);
+        check(("a", "", ""), ("", "", ""), false);
+        check(("*.shop", "", ""), ("a.shop", "", ""), true);
+        check(("*.shop", "", ""), ("*.b.shop", "", ""), true);
+        check(("*.shop", "", ""), ("shop", "", ""), false);
+        check(("a.shop", "", ""), ("*.shop", "", ""), false);
+        check(("", "GET POST", ""), ("", "GET", ""), true);
+        check(("", "GET", ""), ("", "", ""), false);
+        check(("", "", "/a/**"), ("", "", "/a"), true);
+        check(("", "", "/a/**"), ("", "", "/a/b/**"), true);
+        check(("", "", "/a/**"), ("", "", "/ab"), false);
+        check(("", "", "/a"), ("", "", "/a/**"), false);
+    }
+}

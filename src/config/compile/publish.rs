@@ -1,0 +1,150 @@
+//! `publish`: the topic, the key, what travels and how long the broker may take.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use http::HeaderName;
+
+use super::{Around, slim};
+use crate::config::diagnostic::Invalid;
+use crate::config::model::{HeaderRule, KeyMissing, KeyRule, PathPattern, Publish};
+use crate::config::names::{parse_header, parse_kept_header, parse_topic};
+use crate::config::patterns::parse_pointer;
+use crate::config::read::{At, Map, all};
+use crate::config::units;
+use crate::config::words::{HEADERS, KEY, PUBLISH};
+
+/// Header rules of one route, at most.
+const HEADERS_MAX: usize = 100;
+/// Segments of a path that a key may be taken from.
+const SEGMENT_MAX: u64 = 64;
+const BODY_DEFAULT: usize = 1 << 20;
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
+
+/// Reads what a route publishes; `path` is the route's own, to see whether a key can be taken from it.
+pub(super) fn publish(at: &At<'_>, path: &PathPattern, around: &Around) -> Option<Publish> {
+    let map = at.map(&PUBLISH)?;
+    let topic = map.need("topic", |at| at.parse("a topic", parse_topic));
+    let key = map.maybe("key", |at| key(at, path));
+    let key_missing = map.or("key_missing", KeyMissing::Refuse, |at| {
+        at.word(&[
+            ("refuse", Some(KeyMissing::Refuse)),
+            ("unordered", Some(KeyMissing::Unordered)),
+        ])
+    });
+    let accept = map.or("accept", (), |at| {
+        at.word(&[("replicated", Some(())), ("spooled", None)])
+    });
+    let slim = map.maybe("slim", |at| slim::slim(at, around));
+    let headers = map.or("headers", HeaderRule::default(), headers);
+    let max_body = map.or("max_body", BODY_DEFAULT, |at| at.bytes(1..=256 << 20));
+    let timeout = map.or("timeout", TIMEOUT_DEFAULT, |at| {
+        at.duration(Duration::from_millis(1)..=Duration::from_secs(300))
+    });
+    if let (Some(at), None) = (map.find("key_missing"), map.find("key")) {
+        at.error("this has no effect without `key`");
+        return None;
+    }
+    accept?;
+    let publish = Publish {
+        topic: topic?,
+        key: key?,
+        key_missing: key_missing?,
+        slim: slim?,
+        headers: headers?,
+        max_body: max_body?,
+        timeout: timeout?,
+    };
+    body_fits(&map, &publish, around).then_some(publish)
+}
+
+fn key(at: &At<'_>, path: &PathPattern) -> Option<KeyRule> {
+    if !at.is_map() {
+        let what = "a JSON pointer such as /customer/id, `{ header: NAME }` or `{ path: 1 }`";
+        return at.parse(what, parse_pointer).map(KeyRule::Body);
+    }
+    let map = at.map(&KEY)?;
+    let header = map.maybe("header", |at| {
+        at.parse("the name of a header", parse_header)
+    });
+    let segment = map.maybe("path", |at| at.count(1..=SEGMENT_MAX));
+    match (header?, segment?) {
+        (Some(header), None) => Some(KeyRule::Header(header)),
+        (None, Some(segment)) => {
+            if let PathPattern::Exact(path) = path
+                && segment > path.split('/').skip(1).count()
+            {
+                let at = map.find("path")?;
+                at.error(format!(
+                    "the route's path, `{path}`, has no segment {segment}"
+                ));
+                return None;
+            }
+            Some(KeyRule::Path(segment))
+        }
+        (Some(_), Some(_)) => {
+            at.error("a key comes from one place: either `header` or `path`");
+            None
+        }
+        (None, None) => {
+            at.error("say where the key comes from: `header: NAME` or `path: 1`");
+            None
+        }
+    }
+}
+
+fn headers(at: &At<'_>) -> Option<HeaderRule> {
+    let map = at.map(&HEADERS)?;
+    let mut seen = HashMap::new();
+    let keep = map.or("keep", Vec::new(), |at| {
+        header_list(at, parse_kept_header, &mut seen)
+    });
+    let drop = map.or("drop", Vec::new(), |at| {
+        header_list(at, parse_header, &mut seen)
+    });
+    Some(HeaderRule {
+        keep: keep?,
+        drop: drop?,
+    })
+}
+
+fn header_list(
+    at: &At<'_>,
+    parse: fn(&str) -> Result<HeaderName, Invalid>,
+    seen: &mut HashMap<HeaderName, String>,
+) -> Option<Vec<HeaderName>> {
+    let list = at.list(HEADERS_MAX, "[authorization]")?;
+    all(list.iter().map(|at| {
+        let name = at.parse("the name of a header", parse)?;
+        if let Some(first) = seen.get(&name) {
+            at.error(format!("`{name}` stands in `{first}` already"));
+            return None;
+        }
+        seen.insert(name.clone(), at.path().to_owned());
+        Some(name)
+    }))
+}
+
+/// Refuses a body limit that promises more than what comes after it can hold.
+fn body_fits(map: &Map<'_>, publish: &Publish, around: &Around) -> bool {
+    let body = publish.max_body as u64;
+    let (limit, name) = match &publish.slim {
+        Some(slim) => match around.claims_max.get(slim.claim.0) {
+            Some(max) => (*max, "`max` of the store that keeps it"),
+            None => return true,
+        },
+        None => match around.queue_max {
+            Some(max) => (max as u64, "`kafka.queue_max`"),
+            None => return true,
+        },
+    };
+    if body <= limit {
+        return true;
+    }
+    let at = map.find("max_body").unwrap_or_else(|| map.at().clone());
+    let (body, limit) = (units::size(body), units::size(limit));
+    at.error(format!(
+        "a body of {body} (`max_body`) is over {name}, which is {limit}"
+    ));
+    false
+}

@@ -1,0 +1,136 @@
+//! `subscriptions`: the topics that are delivered to the app.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use super::{Around, retry};
+use crate::config::model::{Hydrate, Subscription};
+use crate::config::names::{parse_group, parse_topic};
+use crate::config::patterns::parse_path;
+use crate::config::read::{At, Map, all};
+use crate::config::words::{DELIVER, SUBSCRIPTION};
+
+/// Subscriptions of one file, at most; each has a consumer of its own.
+const SUBSCRIPTIONS_MAX: usize = 256;
+const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+const CONCURRENCY_DEFAULT: usize = 64;
+
+/// Reads every subscription, in file order.
+pub(super) fn subscriptions(at: &At<'_>, around: &Around) -> Option<Vec<Subscription>> {
+    let list = at.list(SUBSCRIPTIONS_MAX, "[{ topic: payments }]")?;
+    let read: Vec<_> = list.iter().map(|at| subscription(at, around)).collect();
+    let mut seen = HashMap::new();
+    for (at, subscription) in list.iter().zip(&read) {
+        let Some(Subscription {
+            topic, group, line, ..
+        }) = subscription
+        else {
+            continue;
+        };
+        if let Some(first) = seen.insert((topic, group), *line) {
+            at.error(format!(
+                "topic `{topic}` with group `{group}` is subscribed twice; the first is in line {first}"
+            ));
+        }
+    }
+    let read = all(read.into_iter())?;
+    refuse_circles(&list, &read);
+    Some(read)
+}
+
+fn subscription(at: &At<'_>, around: &Around) -> Option<Subscription> {
+    let map = at.map(&SUBSCRIPTION)?;
+    let topic = map.need("topic", |at| at.parse("a topic", parse_topic));
+    let group = match map.find("group") {
+        Some(at) => at.parse("a group", parse_group),
+        None => around.service.clone(),
+    };
+    let deliver = map.or("deliver", (None, TIMEOUT_DEFAULT), deliver);
+    let concurrency = map.or("concurrency", CONCURRENCY_DEFAULT, |at| {
+        at.count(1..=10_000)
+    });
+    let hydrate = map.or("hydrate", Hydrate::Lazy, hydrate);
+    let retry = map.or("retry", retry::subscription_default(), retry::subscription);
+    let dead_letter = map.maybe("dead_letter", |at| at.parse("a topic", parse_topic));
+    attempts_end_somewhere(&map);
+    let (path, timeout) = deliver?;
+    Some(Subscription {
+        topic: topic?,
+        group: group?,
+        line: at.place().line,
+        path,
+        timeout,
+        concurrency: concurrency?,
+        hydrate: hydrate?,
+        retry: retry?,
+        dead_letter: dead_letter?,
+    })
+}
+
+fn deliver(at: &At<'_>) -> Option<(Option<String>, Duration)> {
+    let map = at.map(&DELIVER)?;
+    let path = map.maybe("path", |at| at.parse("a path such as /events", parse_path));
+    let timeout = map.or("timeout", TIMEOUT_DEFAULT, |at| {
+        at.duration(Duration::from_millis(1)..=Duration::from_secs(60 * 60))
+    });
+    Some((path?, timeout?))
+}
+
+fn hydrate(at: &At<'_>) -> Option<Hydrate> {
+    if at.is_list() {
+        at.error(
+            "a list of fields is not available in this version; use `never`, `lazy` or `eager`",
+        );
+        return None;
+    }
+    at.word(&[
+        ("never", Some(Hydrate::Never)),
+        ("lazy", Some(Hydrate::Lazy)),
+        ("eager", Some(Hydrate::Eager)),
+    ])
+}
+
+fn attempts_end_somewhere(map: &Map<'_>) {
+    let attempts = map.find("retry").and_then(|retry| retry.peek("attempts"));
+    if let (Some(attempts), None) = (attempts, map.find("dead_letter")) {
+        attempts.warning("of no effect without `dead_letter`: a message is tried until it is done");
+    }
+}
+
+/// Refuses dead letters that come back: to their own topic, or by way of other subscriptions.
+fn refuse_circles(list: &[At<'_>], subscriptions: &[Subscription]) {
+    let mut next: HashMap<&str, &str> = HashMap::new();
+    for subscription in subscriptions {
+        if let Some(dead_letter) = &subscription.dead_letter {
+            next.entry(&subscription.topic).or_insert(dead_letter);
+        }
+    }
+    let mut told: HashSet<&str> = HashSet::new();
+    for (at, subscription) in list.iter().zip(subscriptions) {
+        let Some(dead_letter) = subscription.dead_letter.as_deref() else {
+            continue;
+        };
+        let topic = subscription.topic.as_str();
+        let at = at.peek("dead_letter").unwrap_or_else(|| at.clone());
+        if dead_letter == topic {
+            at.error(
+                "dead letters would go to their own topic, and so be delivered again for ever",
+            );
+            continue;
+        }
+        let mut way = vec![topic, dead_letter];
+        while let Some(after) = way.last().and_then(|last| next.get(last)) {
+            way.push(after);
+            if *after == topic && told.insert(topic) {
+                let names = way.join("` → `");
+                at.error(format!(
+                    "dead letters would go round in a circle: `{names}`"
+                ));
+                told.extend(&way);
+            }
+            if way[..way.len() - 1].contains(after) {
+                break;
+            }
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! What a group's member has at the moment: the partitions assigned to it, and what happens as they come and go.
+//!
+//! All of it runs on the consumer's thread, inside its polls of the common queue.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::base_consumer::PartitionQueue;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tokio::time::Instant;
+
+use super::client::Reporter;
+use super::lanes::{Counters, Feed, Lane, Received, Waker, lane};
+use super::record::header_name;
+
+/// How long a revoked partition waits for what is in flight.
+const SETTLE_MAX: Duration = Duration::from_secs(5);
+/// Records moved from one partition before the next has its turn.
+const TURN: usize = 64;
+
+/// What the consumer's owner and its thread share.
+#[derive(Default)]
+pub(super) struct Control {
+    pub(super) partitions: Mutex<Vec<Partition>>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) waker: Arc<Waker>,
+    /// The common queue has something.
+    pub(super) events: AtomicBool,
+    stopping: AtomicBool,
+    /// Until when what is in flight may finish; set once.
+    pub(super) settle_until: OnceLock<Instant>,
+    pub(super) unfinished: OnceLock<usize>,
+}
+
+impl Control {
+    pub(super) fn stop(&self, settle_until: Instant) {
+        self.settle_until.get_or_init(|| settle_until);
+        self.stopping.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    pub(super) fn partitions(&self) -> MutexGuard<'_, Vec<Partition>> {
+        self.partitions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Control {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Control")
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
+    }
+}
+
+pub(super) type Native = BaseConsumer<Group>;
+pub(super) type OnLane = Arc<Mutex<Box<dyn Fn(Lane) + Send>>>;
+
+/// One assigned partition, on the thread's side.
+pub(super) struct Partition {
+    pub(super) topic: Arc<str>,
+    pub(super) partition: i32,
+    pub(super) feed: Feed,
+    /// Absent if the native client did not split it off; its records then come by the common queue.
+    queue: Option<PartitionQueue<Group>>,
+    /// The queue has something, or its lane has room again.
+    pub(super) ready: Arc<AtomicBool>,
+    /// Records that came by the common queue while the lane was full. Bounded by what that queue held at the split.
+    pub(super) stash: VecDeque<Received>,
+    stored: Option<i64>,
+    abandoned: bool,
+}
+
+impl Partition {
+    /// Moves records into the lane until it is full, the queue is empty or the turn is over. True if any moved.
+    pub(super) fn fill(&mut self, group: &Group) -> bool {
+        if self.abandoned || !self.ready.swap(false, Ordering::AcqRel) {
+            return false;
+        }
+        for moved in 0..TURN {
+            if !self.feed.has_room() {
+                // The lane's owner wakes the thread; the next turn looks again.
+                self.ready.store(true, Ordering::Release);
+                return moved > 0;
+            }
+            let record = match self.take(group) {
+                Some(Ok(record)) => record,
+                Some(Err(error)) => {
+                    group.reporter.warn(&self.topic, &error.to_string());
+                    continue;
+                }
+                None => return moved > 0,
+            };
+            if !self.feed.push(record) {
+                let (topic, partition) = (&*self.topic, self.partition);
+                tracing::error!(
+                    topic,
+                    partition,
+                    "a lane's owner went away; its partition stands still"
+                );
+                self.abandoned = true;
+                return false;
+            }
+        }
+        self.ready.store(true, Ordering::Release);
+        true
+    }
+
+    fn take(&mut self, group: &Group) -> Option<KafkaResult<Received>> {
+        if let Some(record) = self.stash.pop_front() {
+            return Some(Ok(record));
+        }
+        let message = self.queue.as_ref()?.poll(Duration::ZERO)?;
+        Some(message.map(|message| copy(&message, &self.topic, &group.control.counters)))
+    }
+
+    pub(super) fn store(&mut self, native: &Native) {
+        let next = self.feed.shared.next();
+        let Some(offset) = next.filter(|_| next != self.stored) else {
+            return;
+        };
+        // This call takes the last offset that has ended and adds one itself.
+        match native.store_offset(&self.topic, self.partition, offset - 1) {
+            Ok(()) => self.stored = next,
+            // Not assigned at this very moment: the revocation commits, or the next turn does.
+            Err(KafkaError::StoreOffset(RDKafkaErrorCode::State)) => {}
+            Err(error) => {
+                let (topic, partition) = (&*self.topic, self.partition);
+                tracing::warn!(topic, partition, %error, "offset not stored");
+            }
+        }
+    }
+}
+
+/// The native client's callbacks: assignments, errors and its log.
+pub(super) struct Group {
+    pub(super) control: Arc<Control>,
+    pub(super) on_lane: OnLane,
+    pub(super) reporter: Reporter,
+    /// Needed to split queues; weak, since the client holds this.
+    pub(super) native: OnceLock<Weak<Native>>,
+}
+
+impl ClientContext for Group {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        self.reporter.log(level, facility, text);
+    }
+
+    fn stats_raw(&self, _statistics: &[u8]) {}
+
+    fn error(&self, error: KafkaError, text: &str) {
+        self.reporter.warn(&error.to_string(), text);
+    }
+}
+
+impl ConsumerContext for Group {
+    fn pre_rebalance(&self, native: &Native, rebalance: &Rebalance<'_>) {
+        match rebalance {
+            Rebalance::Assign(list) => self.assign(list),
+            Rebalance::Revoke(list) => self.revoke(native, list),
+            Rebalance::Error(error) => {
+                self.reporter.warn("rebalance", &error.to_string());
+                let gone = std::mem::take(&mut *self.control.partitions());
+                gone.iter().for_each(|partition| partition.feed.revoke());
+            }
+        }
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
+        match result {
+            Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
+            Err(error) => self.reporter.warn("commit", &error.to_string()),
+        }
+    }
+}
+
+impl Group {
+    fn assign(&self, list: &TopicPartitionList) {
+        static EPOCH: AtomicU64 = AtomicU64::new(1);
+        let epoch = EPOCH.fetch_add(1, Ordering::Relaxed);
+        let control = &self.control;
+        for element in list.elements() {
+            let (topic, number) = (Arc::<str>::from(element.topic()), element.partition());
+            let native = self.native.get().and_then(Weak::upgrade);
+            let mut queue = native.and_then(|native| native.split_partition_queue(&topic, number));
+            let ready = Arc::new(AtomicBool::new(true));
+            if let Some(queue) = &mut queue {
+                let (ready, waker) = (Arc::clone(&ready), Arc::clone(&control.waker));
+                queue.set_nonempty_callback(move || {
+                    ready.store(true, Ordering::Release);
+                    waker.wake();
+                });
+            }
+            let (lane, feed) = lane(&topic, number, epoch, (&control.waker, &control.counters));
+            tracing::debug!(
+                topic = &*topic,
+                partition = number,
+                epoch,
+                "partition assigned"
+            );
+            if control.is_stopping() {
+                feed.revoke();
+            }
+            control.partitions().push(Partition {
+                topic,
+                partition: number,
+                feed,
+                queue,
+                ready,
+                stash: VecDeque::new(),
+                stored: None,
+                abandoned: false,
+            });
+            (self.on_lane.lock().unwrap_or_else(PoisonError::into_inner))(lane);
+        }
+    }
+
+    fn revoke(&self, native: &Native, list: &TopicPartitionList) {
+        let named = list.to_topic_map();
+        let taken =
+            |part: &mut Partition| named.contains_key(&(part.topic.to_string(), part.partition));
+        let gone: Vec<Partition> = self.control.partitions().extract_if(.., taken).collect();
+        gone.iter().for_each(|partition| partition.feed.revoke());
+        // A lost assignment is another member's already: waiting or committing would only make it worse.
+        let lost = native.assignment_lost();
+        if !lost {
+            let deadline = Instant::now() + SETTLE_MAX;
+            let deadline = self
+                .control
+                .settle_until
+                .get()
+                .map_or(deadline, |until| deadline.min(*until));
+            let open = gone
+                .iter()
+                .filter(|part| !part.feed.shared.settle(deadline))
+                .count();
+            if open > 0 {
+                tracing::warn!(
+                    partitions = open,
+                    "deliveries go on for partitions that were taken away"
+                );
+            }
+        }
+        finish(native, &gone, lost);
+    }
+}
+
+/// Ends lanes and commits what has ended in them.
+pub(super) fn finish(native: &Native, gone: &[Partition], lost: bool) {
+    let mut offsets = TopicPartitionList::new();
+    for Partition {
+        topic,
+        partition,
+        feed,
+        ..
+    } in gone
+    {
+        let Some(next) = feed.shared.end().filter(|_| !lost) else {
+            continue;
+        };
+        // Stored as well, so that the native client's own commit at the end is not an older one. Unlike this call, which
+        // adds one, the list takes the offset as it is.
+        drop(native.store_offset(topic, *partition, next - 1));
+        drop(offsets.add_partition_offset(topic, *partition, Offset::Offset(next)));
+    }
+    if offsets.count() == 0 {
+        return;
+    }
+    if let Err(error) = native.commit(&offsets, CommitMode::Sync) {
+        tracing::warn!(%error, "offsets not committed; some messages will be delivered again");
+    }
+}
+
+/// Copies a record out of the native client's memory into one buffer: what is held would hold a whole fetch.
+pub(super) fn copy(
+    message: &BorrowedMessage<'_>,
+    topic: &Arc<str>,
+    counters: &Counters,
+) -> Received {
+    let (key, value) = (message.key(), message.payload().unwrap_or_default());
+    let mut buffer = BytesMut::with_capacity(key.map_or(0, <[u8]>::len) + value.len());
+    let mut take = |bytes: &[u8]| {
+        buffer.extend_from_slice(bytes);
+        buffer.split().freeze()
+    };
+    let key = key.map(&mut take);
+    let value = take(value);
+    let mut headers = Vec::new();
+    if let Some(native) = message.headers() {
+        headers.reserve(native.count());
+        for index in 0..native.count() {
+            // The wrapper panics on a name that is not UTF-8, and anyone may write one.
+            let header = catch_unwind(AssertUnwindSafe(|| native.try_get(index)));
+            match header {
+                Ok(Some(header)) => {
+                    let value = header.value.map_or_else(Bytes::new, Bytes::copy_from_slice);
+                    headers.push((header_name(header.key), value));
+                }
+                Ok(None) => {}
+                Err(_) => {
+                    counters.headers_dropped.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+    Received {
+        topic: Arc::clone(topic),
+        partition: message.partition(),
+        offset: message.offset(),
+        key,
+        value,
+        headers,
+        timestamp_ms: message.timestamp().to_millis(),
+    }
+}

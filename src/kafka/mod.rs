@@ -1,0 +1,25 @@
+//! Everything that names the broker's client. Nothing outside this folder knows that the broker is Kafka.
+//!
+//! * [`record`]: what a message looks like as a record; pure, any client can read it
+//! * [`client`]: the properties of every client, and where its log goes
+//! * [`producer`]: one producer per process, from a call to the broker's acknowledgement
+//! * `slots`, `link`: who waits for an acknowledgement; whether the broker answers
+//! * [`consumer`]: one consumer per group, on a thread of its own
+//! * `assignment`: what that consumer has at the moment, as partitions come and go
+//! * [`lanes`]: the records of one partition, in order, from that thread to the task that delivers them
+//! * [`tracker`]: which offset may be committed; pure
+//! * [`embedded`]: a broker inside this process, for trying things out
+
+mod assignment;
+pub mod client;
+pub mod consumer;
+pub mod embedded;
+pub mod lanes;
+mod link;
+pub mod producer;
+pub mod record;
+mod slots;
+pub mod tracker;
+
+#[cfg(test)]
+mod tests;

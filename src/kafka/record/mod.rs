@@ -1,0 +1,335 @@
+//! What a message looks like as a record: the CloudEvents 1.0 Kafka binding in binary mode, readable by any client.
+//!
+//! The record's value is the call's body (or the slim one) byte for byte and never null; its headers are [`HEADERS`]
+//! and nothing else. `dataref` is not among them: that extension promises the whole body, and a slim record's claim
+//! is more than that.
+
+use std::borrow::Cow;
+use std::time::SystemTime;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::{Bytes, BytesMut};
+use http::Method;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use uuid::Uuid;
+
+pub use self::decode::{Claim, Decoded, Position, decode};
+use crate::config::model::HeaderRule;
+
+mod decode;
+
+/// One header of a record.
+pub type Header = (Cow<'static, str>, Bytes);
+
+/// Always `1.0`.
+pub const CE_SPECVERSION: &str = "ce_specversion";
+/// The message's id: a UUID, one for life.
+pub const CE_ID: &str = "ce_id";
+/// `wayside://` and the service that made the call.
+pub const CE_SOURCE: &str = "ce_source";
+/// Always `wayside.call`.
+pub const CE_TYPE: &str = "ce_type";
+/// When the call was accepted, RFC 3339.
+pub const CE_TIME: &str = "ce_time";
+/// The body's media type.
+pub const CONTENT_TYPE: &str = "content-type";
+/// The trace, W3C Trace Context.
+pub const TRACEPARENT: &str = "traceparent";
+/// The call's method.
+pub const METHOD: &str = "wayside-method";
+/// The call's path and query.
+pub const TARGET: &str = "wayside-target";
+/// The host that the call was for.
+pub const HOST: &str = "wayside-host";
+/// `service/instance` of the sidecar that made the record.
+pub const ORIGIN: &str = "wayside-origin";
+/// The reference under which the origin keeps the whole body; present when the value is a slim one.
+pub const CLAIM: &str = "wayside-claim";
+/// The fields that were cut: a JSON array of JSON pointers (RFC 6901).
+pub const CLAIM_FIELDS: &str = "wayside-claim-fields";
+/// The digest of the whole body, in the form of RFC 9530: `sha-256=:…:`.
+pub const CLAIM_DIGEST: &str = "wayside-claim-digest";
+/// The bytes of the whole body, in decimal.
+pub const CLAIM_SIZE: &str = "wayside-claim-size";
+/// Until when the claim is kept, RFC 3339.
+pub const CLAIM_EXPIRES: &str = "wayside-claim-expires";
+/// The prefix of each header of the call that travels.
+pub const CALL_PREFIX: &str = "http-";
+
+/// Every header of a record, in the order in which they are written, and whether each record has it.
+pub const HEADERS: &[(&str, &str)] = &[
+    (CE_SPECVERSION, "always"),
+    (CE_ID, "always"),
+    (CE_SOURCE, "always"),
+    (CE_TYPE, "always"),
+    (CE_TIME, "always"),
+    (METHOD, "always"),
+    (TARGET, "always"),
+    (ORIGIN, "always"),
+    (HOST, "if the call had one"),
+    (CONTENT_TYPE, "if the call had one"),
+    (TRACEPARENT, "if the call is traced"),
+    (CLAIM, "if the body is slim"),
+    (CLAIM_FIELDS, "if the body is slim"),
+    (CLAIM_DIGEST, "if the body is slim"),
+    (CLAIM_SIZE, "if the body is slim"),
+    (CLAIM_EXPIRES, "if the body is slim"),
+    ("http-*", "each header of the call that travels"),
+];
+
+/// The most headers of the call that are restored from one record; the rest is dropped and counted.
+pub const RESTORED_MAX: usize = 64;
+/// The most bytes of them, names included; the rest is dropped and counted.
+pub const RESTORED_BYTES_MAX: usize = 32 * 1024;
+
+const SOURCE_PREFIX: &str = "wayside://";
+const TYPE: &str = "wayside.call";
+/// Room for the fixed headers' values, so that most records need one buffer.
+const VALUES_BYTES: usize = 512;
+
+/// A call that becomes a record. The body is the record's value and no part of it.
+#[derive(Debug, Clone)]
+pub struct Message {
+    /// One id for life.
+    pub id: Uuid,
+    /// The service that made the call.
+    pub source_service: String,
+    /// The sidecar instance that made the record; without `/`.
+    pub instance: String,
+    /// The call's method.
+    pub method: Method,
+    /// The call's path and query.
+    pub target: String,
+    /// The host that the call was for.
+    pub host: Option<String>,
+    /// Those that travel; see [`travelling`].
+    pub headers: HeaderMap,
+    /// The body's media type.
+    pub content_type: Option<HeaderValue>,
+    /// The trace, W3C Trace Context.
+    pub traceparent: Option<String>,
+    /// Present when the record's value is a slim body.
+    pub claim: Option<ClaimRef>,
+    /// When the call was accepted.
+    pub time: SystemTime,
+}
+
+/// Where the whole body of a slim message is, and what proves it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimRef {
+    /// The reference, opaque to everyone but the sidecar that made it.
+    pub id: String,
+    /// The fields that were cut, as JSON pointers (RFC 6901).
+    pub fields: Vec<String>,
+    /// SHA-256 of the whole body.
+    pub digest: [u8; 32],
+    /// Bytes of the whole body.
+    pub size: u64,
+    /// Until when it is kept.
+    pub expires: SystemTime,
+}
+
+/// Writes the headers of a message's record. All values share one buffer.
+pub fn encode(message: &Message) -> Vec<Header> {
+    let mut writer = Writer::new(message.headers.len());
+    writer.fixed(CE_SPECVERSION, b"1.0");
+    writer.put(
+        CE_ID,
+        &[message
+            .id
+            .hyphenated()
+            .encode_lower(&mut Uuid::encode_buffer())
+            .as_bytes()],
+    );
+    writer.put(
+        CE_SOURCE,
+        &[SOURCE_PREFIX.as_bytes(), message.source_service.as_bytes()],
+    );
+    writer.fixed(CE_TYPE, TYPE.as_bytes());
+    writer.text(CE_TIME, &humantime::format_rfc3339_millis(message.time));
+    writer.put(METHOD, &[message.method.as_str().as_bytes()]);
+    writer.put(TARGET, &[message.target.as_bytes()]);
+    writer.put(
+        ORIGIN,
+        &[
+            message.source_service.as_bytes(),
+            b"/",
+            message.instance.as_bytes(),
+        ],
+    );
+    if let Some(host) = &message.host {
+        writer.put(HOST, &[host.as_bytes()]);
+    }
+    if let Some(content_type) = &message.content_type {
+        writer.put(CONTENT_TYPE, &[content_type.as_bytes()]);
+    }
+    if let Some(traceparent) = &message.traceparent {
+        writer.put(TRACEPARENT, &[traceparent.as_bytes()]);
+    }
+    if let Some(claim) = &message.claim {
+        writer.put(CLAIM, &[claim.id.as_bytes()]);
+        writer.put(CLAIM_FIELDS, &[pointers_text(&claim.fields).as_bytes()]);
+        writer.put(CLAIM_DIGEST, &[digest_text(&claim.digest).as_bytes()]);
+        writer.text(CLAIM_SIZE, &claim.size);
+        writer.text(
+            CLAIM_EXPIRES,
+            &humantime::format_rfc3339_millis(claim.expires),
+        );
+    }
+    for (name, value) in &message.headers {
+        writer.put(call_header_name(name), &[value.as_bytes()]);
+    }
+    writer.finish()
+}
+
+/// A SHA-256 digest in the form of RFC 9530: `sha-256=:…:`.
+pub fn digest_text(digest: &[u8; 32]) -> String {
+    format!("sha-256=:{}:", BASE64.encode(digest))
+}
+
+/// Reads what [`digest_text`] writes.
+pub fn parse_digest(text: &str) -> Option<[u8; 32]> {
+    let inner = text.strip_prefix("sha-256=:")?.strip_suffix(':')?;
+    BASE64.decode(inner).ok()?.try_into().ok()
+}
+
+/// The name of a record's header without an allocation where it is one of ours.
+pub fn header_name(name: &str) -> Cow<'static, str> {
+    let known = HEADERS
+        .iter()
+        .map(|(known, _)| *known)
+        .chain(COMMON.iter().map(|(_, name)| *name));
+    match known.into_iter().find(|known| *known == name) {
+        Some(known) => Cow::Borrowed(known),
+        None => Cow::Owned(name.to_owned()),
+    }
+}
+
+/// Whether a header of a call travels in its record.
+///
+/// Never do those of the connection, those with a place of their own in the record (`host`, `content-type`,
+/// `traceparent`) and `wayside-*`. `authorization`, `cookie`, `proxy-*`, `forwarded` and `x-forwarded-*` do only if
+/// the rule keeps them. What the rule drops does not.
+pub fn travels(name: &HeaderName, rule: &HeaderRule) -> bool {
+    !bound_to_connection(name)
+        && !rule.drop.contains(name)
+        && (!speaks_for_caller(name) || rule.keep.contains(name))
+}
+
+/// The headers of a call that travel. Those that `Connection` names (RFC 9110 section 7.6.1) do not.
+pub fn travelling(headers: &HeaderMap, rule: &HeaderRule) -> HeaderMap {
+    let named: Vec<&str> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(',').map(str::trim))
+        .collect();
+    let named = |name: &HeaderName| {
+        named
+            .iter()
+            .any(|word| word.eq_ignore_ascii_case(name.as_str()))
+    };
+    let mut out = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers {
+        if travels(name, rule) && !named(name) {
+            out.append(name, value.clone());
+        }
+    }
+    out
+}
+
+fn bound_to_connection(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    name.starts_with("wayside-")
+        || matches!(
+            name,
+            "connection"
+                | "content-length"
+                | "content-type"
+                | "expect"
+                | "host"
+                | "keep-alive"
+                | "proxy-connection"
+                | "te"
+                | "traceparent"
+                | "trailer"
+                | "transfer-encoding"
+                | "upgrade"
+        )
+}
+
+fn speaks_for_caller(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    matches!(name, "authorization" | "cookie" | "forwarded")
+        || name.starts_with("proxy-")
+        || name.starts_with("x-forwarded-")
+}
+
+/// Headers that many calls carry, so that their prefixed names need no allocation.
+const COMMON: &[(&str, &str)] = &[
+    ("accept", "http-accept"),
+    ("accept-encoding", "http-accept-encoding"),
+    ("accept-language", "http-accept-language"),
+    ("idempotency-key", "http-idempotency-key"),
+    ("origin", "http-origin"),
+    ("referer", "http-referer"),
+    ("tracestate", "http-tracestate"),
+    ("user-agent", "http-user-agent"),
+    ("x-request-id", "http-x-request-id"),
+];
+
+fn call_header_name(name: &HeaderName) -> Cow<'static, str> {
+    match COMMON.iter().find(|(common, _)| *common == name.as_str()) {
+        Some((_, prefixed)) => Cow::Borrowed(prefixed),
+        None => Cow::Owned(format!("{CALL_PREFIX}{name}")),
+    }
+}
+
+fn pointers_text(pointers: &[String]) -> String {
+    serde_json::Value::from(pointers).to_string()
+}
+
+struct Writer {
+    headers: Vec<Header>,
+    buffer: BytesMut,
+}
+
+impl Writer {
+    fn new(call_headers: usize) -> Self {
+        let headers = Vec::with_capacity(HEADERS.len() + call_headers);
+        Self {
+            headers,
+            buffer: BytesMut::with_capacity(VALUES_BYTES),
+        }
+    }
+
+    fn fixed(&mut self, name: &'static str, value: &'static [u8]) {
+        self.headers
+            .push((Cow::Borrowed(name), Bytes::from_static(value)));
+    }
+
+    fn put(&mut self, name: impl Into<Cow<'static, str>>, parts: &[&[u8]]) {
+        parts
+            .iter()
+            .for_each(|part| self.buffer.extend_from_slice(part));
+        self.headers
+            .push((name.into(), self.buffer.split().freeze()));
+    }
+
+    fn text(&mut self, name: &'static str, value: &dyn std::fmt::Display) {
+        use std::fmt::Write as _;
+        // Writing to memory does not fail.
+        if write!(self.buffer, "{value}").is_ok() {
+            self.headers
+                .push((Cow::Borrowed(name), self.buffer.split().freeze()));
+        }
+    }
+
+    fn finish(self) -> Vec<Header> {
+        self.headers
+    }
+}
+
+#[cfg(test)]
+mod tests;

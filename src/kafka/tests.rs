@@ -1,0 +1,494 @@
+//! The producer and the consumer against the embedded broker.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use uuid::Uuid;
+
+use super::client::Bootstrap;
+use super::consumer::{Consumer, StopError};
+use super::embedded::{Embedded, PARTITIONS};
+use super::lanes::Lane;
+use super::producer::{Ack, Outgoing, Producer, PublishError};
+use super::record::{self, Header};
+use crate::config::model::{Cluster, Kafka, Secret};
+
+/// Longer than anything here takes on a slow machine; nothing waits for it unless it fails.
+const LONG: Duration = Duration::from_secs(20);
+
+fn kafka(properties: &[(&str, &str)]) -> Kafka {
+    let secret = |(name, value): &(&str, &str)| ((*name).to_owned(), Secret::new(*value));
+    let properties = properties.iter().map(secret).collect();
+    Kafka {
+        cluster: Cluster::Embedded,
+        properties,
+        queue_max: 32 << 20,
+    }
+}
+
+fn start(properties: &[(&str, &str)]) -> (Embedded, Producer) {
+    let broker = Embedded::start().expect("a broker");
+    let producer = Producer::new(&kafka(properties), &broker.bootstrap()).expect("a producer");
+    (broker, producer)
+}
+
+fn outgoing<'a>(topic: &'a str, key: Option<&'a str>, value: &'a str) -> Outgoing<'a> {
+    Outgoing {
+        topic,
+        key: key.map(str::as_bytes),
+        value: value.as_bytes(),
+        headers: &[],
+    }
+}
+
+async fn publish(producer: &Producer, record: Outgoing<'_>) -> Result<Ack, PublishError> {
+    producer.publish(record, Instant::now() + LONG).await
+}
+
+/// Tries until `done` or until far too much time has passed.
+async fn eventually<T>(mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
+    let tries = async {
+        loop {
+            if let Some(done) = attempt().await {
+                return done;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(LONG, tries).await.expect("it happens in time")
+}
+
+struct Member {
+    consumer: Consumer,
+    lanes: mpsc::Receiver<Lane>,
+}
+
+impl Member {
+    fn join(bootstrap: &Bootstrap, group: &str, topics: &[&str]) -> Self {
+        let (sender, lanes) = mpsc::channel(64);
+        let topics = topics.iter().map(|topic| (*topic).to_owned()).collect();
+        let on_lane = move |lane| sender.try_send(lane).expect("room for a lane");
+        let consumer =
+            Consumer::start(&kafka(&[]), bootstrap, group, topics, on_lane).expect("a consumer");
+        Self { consumer, lanes }
+    }
+
+    async fn lane(&mut self) -> Lane {
+        timeout(LONG, self.lanes.recv())
+            .await
+            .expect("a lane in time")
+            .expect("a consumer")
+    }
+}
+
+async fn take(lane: &mut Lane, count: usize) -> Vec<(i64, String)> {
+    let mut out = Vec::new();
+    for _ in 0..count {
+        let record = timeout(LONG, lane.next())
+            .await
+            .expect("a record in time")
+            .expect("a record");
+        out.push((
+            record.offset,
+            String::from_utf8(record.value.to_vec()).expect("text"),
+        ));
+    }
+    out
+}
+
+// === producer ===
+
+#[tokio::test]
+async fn a_record_is_acknowledged_where_javas_clients_would_put_it() {
+    let (_broker, producer) = start(&[]);
+    // Hashes from the tests of Apache Kafka's own `Utils.murmur2`.
+    for (key, hash) in [
+        ("21", -973_932_308),
+        ("foobar", -790_332_482),
+        ("a-little-bit-long-string", -985_981_536),
+        ("a-little-bit-longer-string", -1_486_304_829),
+        (
+            "lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8",
+            -58_897_971,
+        ),
+        ("abc", 479_470_107_i32),
+    ] {
+        let first = publish(&producer, outgoing("keys", Some(key), "1"))
+            .await
+            .expect("first");
+        let second = publish(&producer, outgoing("keys", Some(key), "2"))
+            .await
+            .expect("second");
+        assert_eq!(first.partition, (hash & 0x7fff_ffff) % PARTITIONS, "{key}");
+        let next = Ack {
+            offset: first.offset + 1,
+            ..first
+        };
+        assert_eq!(second, next);
+    }
+    assert_eq!((producer.waiting(), producer.waiting_bytes()), (0, 0));
+}
+
+#[tokio::test]
+async fn calls_end_at_once_while_the_broker_is_away_and_pass_when_it_is_back() {
+    let (broker, producer) = start(&[]);
+    publish(&producer, outgoing("away", None, "before"))
+        .await
+        .expect("the broker is there");
+    broker.down().expect("down");
+    eventually(async || producer.is_away().then_some(())).await;
+    let asked = Instant::now();
+    for _ in 0..100 {
+        let refused = publish(&producer, outgoing("away", None, "during")).await;
+        assert_eq!(refused, Err(PublishError::BrokerAway));
+    }
+    assert!(
+        asked.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        asked.elapsed()
+    );
+    broker.up().expect("up");
+    eventually(async || {
+        publish(&producer, outgoing("away", None, "after"))
+            .await
+            .ok()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_broker_that_was_never_there_is_known_to_be_away_soon() {
+    let nowhere = Bootstrap::brokers(&["127.0.0.1:1".into()]);
+    let producer = Producer::new(&kafka(&[]), &nowhere).expect("a producer needs no broker");
+    let started = Instant::now();
+    eventually(async || producer.is_away().then_some(())).await;
+    assert!(
+        started.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        started.elapsed()
+    );
+    assert_eq!(
+        publish(&producer, outgoing("t", None, "")).await,
+        Err(PublishError::BrokerAway)
+    );
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_leaves_no_slot_behind() {
+    let (_broker, producer) = start(&[("linger.ms", "300")]);
+    publish(&producer, outgoing("gone", None, "a topic to publish to"))
+        .await
+        .expect("first");
+    for round in 0..2 {
+        for _ in 0..50 {
+            let call = publish(&producer, outgoing("gone", Some("key"), "x"));
+            assert!(
+                timeout(Duration::ZERO, call).await.is_err(),
+                "nothing is acknowledged that soon"
+            );
+        }
+        assert_eq!(producer.waiting(), 50, "round {round}");
+        assert!(producer.flush(Instant::now() + LONG).await);
+        assert_eq!(
+            (producer.waiting(), producer.waiting_bytes()),
+            (0, 0),
+            "round {round}"
+        );
+    }
+    let ack = publish(&producer, outgoing("gone", Some("key"), "x"))
+        .await
+        .expect("a reused slot");
+    assert!(ack.offset >= 100, "all that was sent arrived: {ack:?}");
+}
+
+#[tokio::test]
+async fn a_full_queue_is_an_answer_and_not_a_wait() {
+    let broker = Embedded::start().expect("a broker");
+    let small = Kafka {
+        queue_max: 64 << 10,
+        ..kafka(&[("linger.ms", "2000")])
+    };
+    let producer = Arc::new(Producer::new(&small, &broker.bootstrap()).expect("a producer"));
+    let value = "x".repeat(16 << 10);
+    let mut waiting = Vec::new();
+    let full = loop {
+        let mut call =
+            Box::pin(producer.publish(outgoing("full", None, &value), Instant::now() + LONG));
+        match timeout(Duration::from_millis(1), &mut call).await {
+            Err(_) => waiting.push(call),
+            Ok(answer) => break answer,
+        }
+        assert!(waiting.len() < 10, "the queue takes 64 KiB");
+    };
+    assert_eq!(full, Err(PublishError::QueueFull));
+    for call in waiting {
+        call.await.expect("what was queued is acknowledged");
+    }
+}
+
+#[tokio::test]
+async fn what_the_broker_cannot_take_is_told_apart() {
+    let (_broker, producer) = start(&[("allow.auto.create.topics", "false")]);
+    let asked = Instant::now();
+    let unknown = publish(&producer, outgoing("nowhere", None, "x")).await;
+    assert_eq!(unknown, Err(PublishError::TopicUnknown));
+    assert!(
+        asked.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        asked.elapsed()
+    );
+    let large = "x".repeat(3 << 20);
+    assert_eq!(
+        publish(&producer, outgoing("t", None, &large)).await,
+        Err(PublishError::TooLarge)
+    );
+}
+
+// === consumer ===
+
+#[tokio::test]
+async fn a_message_comes_out_as_it_went_in() {
+    let (broker, producer) = start(&[]);
+    let message = record::Message {
+        id: Uuid::now_v7(),
+        source_service: "orders".into(),
+        instance: "orders-1".into(),
+        method: Method::POST,
+        target: "/invoices?x=%20".into(),
+        host: Some("billing".into()),
+        headers: HeaderMap::from_iter([(http::header::ACCEPT, HeaderValue::from_static("a/b"))]),
+        content_type: Some(HeaderValue::from_static("application/json")),
+        traceparent: None,
+        claim: None,
+        time: SystemTime::now(),
+    };
+    let mut headers = record::encode(&message);
+    headers.push((Cow::Owned("x-other".into()), Bytes::from_static(b"\xff")));
+    let body = Outgoing {
+        headers: &headers,
+        ..outgoing("calls", Some("7"), "{}")
+    };
+    let ack = publish(&producer, body).await.expect("acknowledged");
+    let empty = publish(&producer, outgoing("calls", Some("7"), ""))
+        .await
+        .expect("acknowledged");
+
+    let mut member = Member::join(&broker.bootstrap(), "billing", &["calls"]);
+    let mut lane = member.lane().await;
+    while lane.partition != ack.partition {
+        lane = member.lane().await;
+    }
+    let got = timeout(LONG, lane.next())
+        .await
+        .expect("in time")
+        .expect("a record");
+    assert_eq!((got.partition, got.offset), (ack.partition, ack.offset));
+    assert_eq!(
+        (got.key.as_deref(), &*got.value),
+        (Some(&b"7"[..]), &b"{}"[..])
+    );
+    assert_eq!(got.headers, headers);
+    let position = record::Position {
+        topic: &got.topic,
+        partition: got.partition,
+        offset: got.offset,
+    };
+    let pair = |(name, value): &'_ Header| (name.clone().into_owned(), value.clone());
+    let pairs: Vec<_> = got.headers.iter().map(pair).collect();
+    let read = record::decode(
+        pairs.iter().map(|(name, value)| (&**name, &**value)),
+        position,
+    );
+    assert_eq!(
+        (read.id, read.target, read.ignored),
+        (message.id, Some(message.target), 0)
+    );
+    assert_eq!(read.headers, message.headers);
+    assert_eq!(take(&mut lane, 1).await, [(empty.offset, String::new())]);
+}
+
+#[tokio::test]
+async fn only_the_contiguous_prefix_is_committed_and_the_rest_comes_again() {
+    let (broker, producer) = start(&[]);
+    broker.create("one", 1).expect("a topic");
+    for value in ["a", "b", "c", "d"] {
+        publish(&producer, outgoing("one", None, value))
+            .await
+            .expect("acknowledged");
+    }
+    let texts = |records: Vec<(i64, String)>| {
+        records
+            .into_iter()
+            .map(|(_, text)| text)
+            .collect::<String>()
+    };
+
+    let mut first = Member::join(&broker.bootstrap(), "group", &["one"]);
+    let mut lane = first.lane().await;
+    let records = take(&mut lane, 4).await;
+    for index in [0, 2, 3] {
+        lane.done(records[index].0);
+    }
+    let at_work = first.consumer.snapshot();
+    assert_eq!((at_work.lanes, at_work.in_flight, at_work.done), (1, 1, 3));
+    assert!(at_work.oldest.is_some());
+    assert_eq!(texts(records), "abcd", "in order");
+    let stopped = first.consumer.stop(Duration::from_millis(600)).await;
+    assert_eq!(stopped, Err(StopError::InFlight(1)));
+    drop(lane);
+
+    let mut second = Member::join(&broker.bootstrap(), "group", &["one"]);
+    let mut lane = second.lane().await;
+    let records = take(&mut lane, 3).await;
+    records.iter().for_each(|(offset, _)| lane.done(*offset));
+    assert_eq!(texts(records), "bcd", "from the first without a verdict");
+    assert_eq!(second.consumer.stop(LONG).await, Ok(()));
+    assert!(
+        timeout(LONG, lane.next())
+            .await
+            .expect("ends at once")
+            .is_none()
+    );
+
+    publish(&producer, outgoing("one", None, "e"))
+        .await
+        .expect("acknowledged");
+    let mut third = Member::join(&broker.bootstrap(), "group", &["one"]);
+    assert_eq!(
+        texts(take(&mut third.lane().await, 1).await),
+        "e",
+        "a clean stop repeats nothing"
+    );
+}
+
+#[tokio::test]
+async fn a_topic_that_appears_later_is_consumed_and_stalls_no_other() {
+    let (broker, producer) = start(&[]);
+    broker.create("there", 1).expect("a topic");
+    let mut member = Member::join(&broker.bootstrap(), "group", &["there", "later"]);
+    publish(&producer, outgoing("there", None, "x"))
+        .await
+        .expect("acknowledged");
+    let mut lane = member.lane().await;
+    assert_eq!(take(&mut lane, 1).await, [(0, "x".to_owned())]);
+    assert_eq!(&*lane.topic, "there");
+    broker.create("later", 1).expect("a topic");
+    let appeared = Instant::now();
+    publish(&producer, outgoing("later", None, "y"))
+        .await
+        .expect("acknowledged");
+    let mut later = member.lane().await;
+    assert_eq!(take(&mut later, 1).await, [(0, "y".to_owned())]);
+    assert!(
+        appeared.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        appeared.elapsed()
+    );
+    assert!(!lane.is_revoked(), "a cooperative group keeps what it has");
+}
+
+#[tokio::test]
+async fn a_second_member_takes_over_behind_what_was_in_flight() {
+    let (broker, producer) = start(&[]);
+    broker.create("two", 2).expect("a topic");
+    // Another process' embedded broker is only an address, and is recognised.
+    let address = Bootstrap {
+        embedded: false,
+        ..broker.bootstrap()
+    };
+    let mut first = Member::join(&address, "group", &["two"]);
+    let mut lanes = [first.lane().await, first.lane().await];
+    // Murmur2 puts these on partitions 0 and 1.
+    for (key, value) in [("21", "0a"), ("abc", "1a"), ("21", "0b"), ("abc", "1b")] {
+        publish(&producer, outgoing("two", Some(key), value))
+            .await
+            .expect("acknowledged");
+    }
+    lanes.sort_by_key(|lane| lane.partition);
+    for lane in &mut lanes {
+        assert_eq!(take(lane, 1).await[0].0, 0);
+    }
+    let mut second = Member::join(&address, "group", &["two"]);
+    let [zero, one] = &mut lanes;
+    let revoked = timeout(LONG, async {
+        tokio::select! { () = zero.revoked() => 0, () = one.revoked() => 1 }
+    });
+    let revoked = revoked
+        .await
+        .expect("one partition goes to the second member");
+    // The verdict comes while the partition is being given up, and still counts.
+    lanes[revoked].done(0);
+    assert!(lanes[revoked].next().await.is_none());
+    let mut lane = second.lane().await;
+    assert_eq!(lane.partition as usize, revoked);
+    assert!(lane.epoch > lanes[revoked].epoch);
+    assert_eq!(
+        take(&mut lane, 1).await,
+        [(1, format!("{revoked}b"))],
+        "not the first one again"
+    );
+}
+
+#[tokio::test]
+async fn a_full_lane_is_not_filled_further_and_loses_nothing() {
+    let (broker, producer) = start(&[]);
+    broker.create("many", 1).expect("a topic");
+    let total = 500_usize;
+    let calls = (0..total).map(|_| async {
+        publish(&producer, outgoing("many", None, "x"))
+            .await
+            .expect("acknowledged");
+    });
+    for call in calls {
+        call.await;
+    }
+    let mut member = Member::join(&broker.bootstrap(), "group", &["many"]);
+    let mut lane = member.lane().await;
+    let full = async || {
+        let waiting = member.consumer.snapshot().waiting;
+        (waiting == super::lanes::LANE_RECORDS_MAX).then_some(())
+    };
+    eventually(full).await;
+    let records = take(&mut lane, total).await;
+    assert!(
+        records
+            .iter()
+            .map(|(offset, _)| *offset)
+            .eq(0..total as i64),
+        "each once, in order"
+    );
+    assert_eq!(member.consumer.snapshot().waiting_bytes, 0);
+}
+
+#[tokio::test]
+async fn a_consumer_stops_in_time_while_the_broker_is_away() {
+    let (broker, producer) = start(&[]);
+    broker.create("one", 1).expect("a topic");
+    publish(&producer, outgoing("one", None, "a"))
+        .await
+        .expect("acknowledged");
+    let mut member = Member::join(&broker.bootstrap(), "group", &["one"]);
+    let mut lane = member.lane().await;
+    let records = take(&mut lane, 1).await;
+    broker.down().expect("down");
+    lane.done(records[0].0);
+    let asked = Instant::now();
+    // Clean or not is the broker's to decide; the time is ours.
+    let stopped = member.consumer.stop(Duration::from_secs(2)).await;
+    assert_ne!(
+        stopped,
+        Err(StopError::InFlight(1)),
+        "the verdict was in time"
+    );
+    assert!(
+        asked.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        asked.elapsed()
+    );
+    broker.up().expect("up");
+}

@@ -1,0 +1,273 @@
+//! The door for records: each lane gives one message at a time to the app, in order, until it has a final verdict.
+//!
+//! Nothing here commits: a lane is told which offsets are done, and the consumer's thread commits their contiguous
+//! prefix.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use metrics::{Counter, Gauge, Histogram};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep};
+
+use crate::config::model::Subscription as Rule;
+use crate::kafka::lanes::{Lane, Received};
+use crate::kafka::producer::Producer;
+use crate::kafka::record::{self, Position};
+use crate::messages::{Event, Timelines, What};
+use crate::pattern::dead_letter::{self, Obituary};
+use crate::pattern::deliver::{Attempted, Deliver, Delivery};
+use crate::pattern::retry;
+use crate::pattern::verdict::Verdict;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::names;
+use crate::telemetry::trace::Trace;
+
+/// The shortest and longest wait for an app that is not reached.
+const PROBE: crate::config::model::Backoff = crate::config::model::Backoff {
+    first: Duration::from_millis(100),
+    longest: Duration::from_secs(5),
+};
+
+/// One topic on its way to the app.
+pub struct Subscription {
+    rule: Rule,
+    deliver: Deliver,
+    producer: Arc<Producer>,
+    timelines: Arc<Timelines>,
+    /// Deliveries at the same time, over all lanes.
+    places: Semaphore,
+    meters: Meters,
+}
+
+struct Meters {
+    seconds: Histogram,
+    lanes: Gauge,
+    done: Counter,
+    retry: Counter,
+    dead: Counter,
+    dropped: Counter,
+    not_delivered: Counter,
+}
+
+/// Counts one open lane.
+struct OpenLane<'a>(&'a Gauge);
+
+impl Drop for OpenLane<'_> {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+/// How a message ended.
+enum Ending {
+    /// With a final verdict: its offset may be committed.
+    Final,
+    /// The lane was taken away or the process stops: somebody will get it again.
+    Interrupted,
+}
+
+impl Subscription {
+    /// Builds a subscription's door.
+    pub fn new(
+        rule: &Rule,
+        deliver: Deliver,
+        producer: Arc<Producer>,
+        timelines: Arc<Timelines>,
+        metrics: &Metrics,
+    ) -> Arc<Self> {
+        let name = rule.topic.as_str();
+        let labels = [("subscription", name)];
+        let verdict =
+            |word| metrics.counter(&names::DELIVERIES, &[("subscription", name), ("verdict", word)]);
+        Arc::new(Self {
+            places: Semaphore::new(rule.concurrency),
+            meters: Meters {
+                seconds: metrics.histogram(&names::DELIVERY_SECONDS, &labels),
+                lanes: metrics.gauge(&names::LANES, &labels),
+                done: verdict("done"),
+                retry: verdict("retry"),
+                dead: verdict("dead-letter"),
+                dropped: verdict("drop"),
+                not_delivered: verdict("not-delivered"),
+            },
+            rule: rule.clone(),
+            deliver,
+            producer,
+            timelines,
+        })
+    }
+
+    /// The topic.
+    pub fn topic(&self) -> &str {
+        &self.rule.topic
+    }
+
+    /// Delivers a lane's messages until the lane ends.
+    pub async fn run(self: Arc<Self>, mut lane: Lane) {
+        self.meters.lanes.increment(1.0);
+        let _open = OpenLane(&self.meters.lanes);
+        while let Some(received) = lane.next().await {
+            match self.message(&lane, &received).await {
+                Ending::Final => lane.done(received.offset),
+                Ending::Interrupted => return,
+            }
+        }
+    }
+
+    /// Carries one message to its final verdict.
+    async fn message(&self, lane: &Lane, received: &Received) -> Ending {
+        let delivery = read(received);
+        let first = SystemTime::now();
+        let (mut made, mut missed) = (0_u32, 0_u32);
+        loop {
+            let attempted = self.attempt(&delivery, made + 1).await;
+            self.note(&delivery, &attempted, made + 1);
+            let wait = match &attempted.verdict {
+                Verdict::Done | Verdict::Drop => return Ending::Final,
+                Verdict::NotDelivered => {
+                    missed += 1;
+                    retry::wait(PROBE, missed, fastrand::f64()).max(PROBE.first)
+                }
+                Verdict::Retry(at_least) => {
+                    (made, missed) = (made + 1, 0);
+                    if made >= self.rule.retry.attempts && self.rule.dead_letter.is_some() {
+                        let why = reason(&attempted);
+                        return self.bury(lane, received, &delivery, Grave { why, attempted, made, first }).await;
+                    }
+                    retry::wait(self.rule.retry.backoff, made, fastrand::f64()).max(at_least.unwrap_or_default())
+                }
+                Verdict::DeadLetter(why) => {
+                    made += 1;
+                    let why = why.clone();
+                    if self.rule.dead_letter.is_some() {
+                        return self.bury(lane, received, &delivery, Grave { why, attempted, made, first }).await;
+                    }
+                    // Nowhere to go: kept and tried for ever, with an alarm each time.
+                    self.rule.retry.backoff.longest
+                }
+            };
+            if interrupted(lane, wait).await {
+                return Ending::Interrupted;
+            }
+        }
+    }
+
+    async fn attempt(&self, delivery: &Delivery, number: u32) -> Attempted {
+        // The semaphore is never closed, so there is always a place in the end.
+        let _place = self.places.acquire().await;
+        let begun = Instant::now();
+        let attempted = self.deliver.attempt(delivery, number).await;
+        self.meters.seconds.record(begun.elapsed());
+        attempted
+    }
+
+    /// Writes a message to the dead letters, however long the broker takes: until then it is not final.
+    async fn bury(&self, lane: &Lane, received: &Received, delivery: &Delivery, grave: Grave) -> Ending {
+        let Some(topic) = self.rule.dead_letter.as_deref() else { return Ending::Interrupted };
+        let obituary = Obituary {
+            reason: &grave.why,
+            status: grave.attempted.status,
+            attempts: grave.made,
+            first: grave.first,
+            group: &self.rule.group,
+        };
+        for refused in 1.. {
+            match dead_letter::send(&self.producer, topic, received, &obituary).await {
+                Ok(_) => break,
+                Err(error) => {
+                    tracing::error!(
+                        message = %delivery.id, topic, %error, trace = delivery.trace.id(),
+                        "a dead letter is not written yet; its lane waits"
+                    );
+                    if interrupted(lane, retry::wait(PROBE, refused, fastrand::f64()).max(PROBE.first)).await {
+                        return Ending::Interrupted;
+                    }
+                }
+            }
+        }
+        self.meters.dead.increment(1);
+        self.timelines.record(delivery.id, Event::now(What::Dead).place(received.partition, received.offset));
+        tracing::warn!(
+            message = %delivery.id, topic, reason = grave.why, attempts = grave.made, trace = delivery.trace.id(),
+            "message moved to the dead letters"
+        );
+        Ending::Final
+    }
+
+    /// Counts, logs and keeps what an attempt came to.
+    fn note(&self, delivery: &Delivery, attempted: &Attempted, attempt: u32) {
+        let timelines = &self.timelines;
+        let what = match &attempted.verdict {
+            Verdict::NotDelivered => What::NotSent,
+            _ => What::Delivered,
+        };
+        let event = Event { status: attempted.status, ..Event::now(what) };
+        timelines.record(delivery.id, event.attempt(attempt));
+        match &attempted.verdict {
+            Verdict::Done => {
+                self.meters.done.increment(1);
+                timelines.record(delivery.id, Event::now(What::Done));
+                tracing::debug!(message = %delivery.id, topic = self.rule.topic, attempt, trace = delivery.trace.id(), "message done");
+                return;
+            }
+            Verdict::Drop => {
+                self.meters.dropped.increment(1);
+                timelines.record(delivery.id, Event::now(What::Dropped));
+            }
+            Verdict::Retry(_) => self.meters.retry.increment(1),
+            Verdict::NotDelivered => self.meters.not_delivered.increment(1),
+            // Counted when it is written.
+            Verdict::DeadLetter(_) => {}
+        }
+        tracing::warn!(
+            message = %delivery.id,
+            topic = self.rule.topic,
+            attempt,
+            verdict = attempted.verdict.word(),
+            status = attempted.status,
+            error = attempted.error.as_ref().map(tracing::field::display),
+            trace = delivery.trace.id(),
+            "message not done"
+        );
+    }
+}
+
+/// What is told of a message that is given up.
+struct Grave {
+    why: String,
+    attempted: Attempted,
+    made: u32,
+    first: SystemTime,
+}
+
+fn reason(attempted: &Attempted) -> String {
+    match (attempted.status, &attempted.error) {
+        (Some(status), _) => format!("attempts used up; the app answered {status}"),
+        (None, Some(error)) => format!("attempts used up; {}: {}", error.kind().word(), error.detail()),
+        (None, None) => "attempts used up".to_owned(),
+    }
+}
+
+/// Makes a delivery of a record.
+fn read(received: &Received) -> Delivery {
+    let headers = received.headers.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
+    let position =
+        Position { topic: &received.topic, partition: received.partition, offset: received.offset };
+    let record = record::decode(headers, position);
+    if record.ignored > 0 {
+        tracing::debug!(message = %record.id, ignored = record.ignored, "headers of a record were ignored");
+    }
+    let trace = record.traceparent.as_deref().and_then(Trace::parse).unwrap_or_default();
+    let dead = dead_letter::told(received);
+    Delivery { id: record.id, record, body: received.value.clone(), dead, trace }
+}
+
+/// Waits; `true` when the lane ended meanwhile.
+async fn interrupted(lane: &Lane, wait: Duration) -> bool {
+    tokio::select! {
+        biased;
+        () = lane.revoked() => true,
+        () = sleep(wait) => false,
+    }
+}

@@ -1,0 +1,197 @@
+//! The timeline of each message: what happened to it and when, for whoever asks at its `Location`.
+//!
+//! In memory and bounded: a message has one slot of fixed size, slots lie in rings, and the oldest is overwritten.
+//! Recording takes one short lock on one of several shards and writes a few bytes; JSON is made only when someone asks.
+//! Nothing here outlives the process.
+
+mod event;
+mod slot;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use uuid::Uuid;
+
+pub use event::{Event, Status, What};
+pub use slot::Timeline;
+
+use slot::Slot;
+
+use crate::config::model::Messages;
+
+/// Shards of a store for many messages, so that worker threads seldom meet at one lock.
+const SHARDS: usize = 16;
+/// With fewer messages than this for each shard there is one shard: the oldest of all then goes first, to the letter.
+const SHARD_MIN: usize = 64;
+
+/// The timelines that are kept.
+#[derive(Debug)]
+pub struct Timelines {
+    shards: Box<[Mutex<Shard>]>,
+    keep: Duration,
+}
+
+/// What is known of an id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lookup {
+    /// Its timeline.
+    Known(Timeline),
+    /// It is from before what is kept: it was overwritten, is too old, or from before this process.
+    Gone,
+    /// No message has it.
+    Unknown,
+}
+
+impl Timelines {
+    /// Keeps up to `max` timelines for `keep` after their last event. Memory is taken as they come: up to about
+    /// 170 bytes each.
+    pub fn new(config: Messages) -> Self {
+        Self::started_at(config, SystemTime::now())
+    }
+
+    fn started_at(config: Messages, now: SystemTime) -> Self {
+        let shards = if config.max < SHARDS * SHARD_MIN {
+            1
+        } else {
+            SHARDS
+        };
+        let shard = || {
+            let (ring, index) = (Vec::new(), HashMap::new());
+            Mutex::new(Shard {
+                ring,
+                index,
+                next: 0,
+                max: config.max / shards,
+                lost: millis(now),
+            })
+        };
+        Self {
+            shards: (0..shards).map(|_| shard()).collect(),
+            keep: config.keep,
+        }
+    }
+
+    /// Adds an event to a message's timeline; the first event begins it. Of very many events the first and the last
+    /// are kept.
+    pub fn record(&self, id: Uuid, event: Event) {
+        self.shard(id).record(id, event);
+    }
+
+    /// What is known of a message.
+    pub fn get(&self, id: Uuid) -> Lookup {
+        self.get_at(id, SystemTime::now())
+    }
+
+    fn get_at(&self, id: Uuid, now: SystemTime) -> Lookup {
+        let oldest = millis(now).saturating_sub(self.keep.as_millis() as u64);
+        let shard = self.shard(id);
+        match shard
+            .index
+            .get(&id)
+            .and_then(|place| shard.ring.get(*place as usize))
+        {
+            Some(slot) if slot.last() >= oldest => Lookup::Known(slot.timeline()),
+            Some(_) => Lookup::Gone,
+            // An id says when it was made (RFC 9562 section 5.7), unless it is a digest of an idempotency key.
+            None if made(id).is_some_and(|made| made < oldest || made <= shard.lost) => Lookup::Gone,
+            None => Lookup::Unknown,
+        }
+    }
+
+    /// The timelines that were begun last, the newest first.
+    pub fn recent(&self, limit: usize) -> Vec<Timeline> {
+        let mut slots: Vec<Slot> = Vec::new();
+        for shard in &self.shards {
+            let shard = lock(shard);
+            slots.extend(shard.newest_first().take(limit).cloned());
+        }
+        slots.sort_by_key(|slot| std::cmp::Reverse(slot.first()));
+        slots.truncate(limit);
+        slots.iter().map(Slot::timeline).collect()
+    }
+
+    /// How many timelines are held.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| lock(shard).ring.len()).sum()
+    }
+
+    /// Whether none is held.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn shard(&self, id: Uuid) -> MutexGuard<'_, Shard> {
+        // The last bytes of every version in use are random.
+        let [.., last] = id.into_bytes();
+        lock(&self.shards[usize::from(last) % self.shards.len()])
+    }
+}
+
+#[derive(Debug)]
+struct Shard {
+    ring: Vec<Slot>,
+    index: HashMap<Uuid, u32>,
+    /// Where the next message goes once the ring is full.
+    next: usize,
+    max: usize,
+    /// When the newest of the overwritten timelines began, at first the process: milliseconds since 1970.
+    lost: u64,
+}
+
+impl Shard {
+    fn record(&mut self, id: Uuid, event: Event) {
+        if self.max == 0 {
+            return;
+        }
+        let full = self.ring.len() == self.max;
+        let place = if full { self.next } else { self.ring.len() };
+        match self.index.entry(id) {
+            Entry::Occupied(held) => {
+                if let Some(slot) = self.ring.get_mut(*held.get() as usize) {
+                    slot.push(event);
+                }
+                return;
+            }
+            Entry::Vacant(free) => free.insert(place as u32),
+        };
+        let slot = Slot::new(id, event);
+        if !full {
+            self.ring.push(slot);
+            return;
+        }
+        let old = std::mem::replace(&mut self.ring[place], slot);
+        self.index.remove(&old.id());
+        self.lost = self.lost.max(old.first());
+        self.next = (place + 1) % self.max;
+    }
+
+    fn newest_first(&self) -> impl Iterator<Item = &Slot> {
+        let (newer, older) = self.ring.split_at(self.next.min(self.ring.len()));
+        newer.iter().rev().chain(older.iter().rev())
+    }
+}
+
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    // A shard is whole after each statement that changes it, so a panic elsewhere does not spoil it.
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// When an id was made, in milliseconds since 1970, if it says so.
+fn made(id: Uuid) -> Option<u64> {
+    let (seconds, nanos) = id
+        .get_timestamp()
+        .filter(|_| id.get_version_num() == 7)?
+        .to_unix();
+    Some(seconds * 1000 + u64::from(nanos) / 1_000_000)
+}
+
+fn millis(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_millis() as u64
+}
+
+#[cfg(test)]
+mod tests;

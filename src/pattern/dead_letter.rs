@@ -1,0 +1,112 @@
+//! Where a message goes whose attempts are used up: the same record in another topic, with the reason in its headers.
+
+use std::borrow::Cow;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue};
+use tokio::time::Instant;
+
+use crate::kafka::lanes::Received;
+use crate::kafka::producer::{Ack, Outgoing, Producer, PublishError};
+use crate::kafka::record::Header;
+
+const PREFIX: &str = "wayside-dead-";
+/// Why it is here, in words.
+pub const REASON: &str = "wayside-dead-reason";
+/// The app's last status.
+pub const STATUS: &str = "wayside-dead-status";
+/// How often delivery was tried.
+pub const ATTEMPTS: &str = "wayside-dead-attempts";
+/// When it was tried first, RFC 3339.
+pub const FIRST: &str = "wayside-dead-first";
+/// When it was tried last, RFC 3339.
+pub const LAST: &str = "wayside-dead-last";
+/// `topic/partition/offset` where it came from.
+pub const ORIGIN: &str = "wayside-dead-origin";
+/// The consumer group that gave it up.
+pub const GROUP: &str = "wayside-dead-group";
+
+/// Bytes of the reason; a longer one is cut, so that a dead letter never outgrows what its origin was allowed.
+const REASON_MAX: usize = 512;
+/// Headers of this kind that one record may have.
+const TOLD_MAX: usize = 16;
+/// How long the broker may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why and when a message was given up.
+#[derive(Debug)]
+pub struct Obituary<'a> {
+    /// In words.
+    pub reason: &'a str,
+    /// The app's last status.
+    pub status: Option<u16>,
+    /// How often delivery was tried.
+    pub attempts: u32,
+    /// When it was tried first.
+    pub first: SystemTime,
+    /// The consumer group.
+    pub group: &'a str,
+}
+
+/// Writes a message to the dead letters and waits for the broker's acknowledgement.
+///
+/// # Errors
+/// The broker's; the message is then not in the dead letters as far as anyone knows.
+pub async fn send(
+    producer: &Producer,
+    topic: &str,
+    received: &Received,
+    obituary: &Obituary<'_>,
+) -> Result<Ack, PublishError> {
+    let headers = headers(received, obituary);
+    let outgoing =
+        Outgoing { topic, key: received.key.as_deref(), value: &received.value, headers: &headers };
+    producer.publish(outgoing, Instant::now() + TIMEOUT).await
+}
+
+fn headers(received: &Received, obituary: &Obituary<'_>) -> Vec<Header> {
+    // A message that died twice tells of its last death only.
+    let kept = received.headers.iter().filter(|(name, _)| !name.starts_with(PREFIX));
+    let mut headers: Vec<Header> = kept.cloned().collect();
+    let mut put = |name: &'static str, value: String| headers.push((Cow::Borrowed(name), Bytes::from(value)));
+    put(REASON, shortened(obituary.reason));
+    if let Some(status) = obituary.status {
+        put(STATUS, status.to_string());
+    }
+    put(ATTEMPTS, obituary.attempts.to_string());
+    put(FIRST, humantime::format_rfc3339_millis(obituary.first).to_string());
+    put(LAST, humantime::format_rfc3339_millis(SystemTime::now()).to_string());
+    put(ORIGIN, format!("{}/{}/{}", received.topic, received.partition, received.offset));
+    put(GROUP, obituary.group.to_owned());
+    headers
+}
+
+/// What a record says of its own death, for an app that reads the dead letters.
+pub fn told(received: &Received) -> HeaderMap {
+    let told = received.headers.iter().filter(|(name, _)| name.starts_with(PREFIX));
+    told.take(TOLD_MAX)
+        .filter_map(|(name, value)| Some((name.parse().ok()?, HeaderValue::from_bytes(value).ok()?)))
+        .collect()
+}
+
+fn shortened(reason: &str) -> String {
+    let mut end = reason.len().min(REASON_MAX);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    reason[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_reason_is_cut_at_a_character() {
+        assert_eq!(shortened("short"), "short");
+        let long = "ä".repeat(REASON_MAX);
+        assert_eq!(shortened(&long).len(), REASON_MAX);
+        assert!(shortened(&format!("x{long}")).len() < REASON_MAX);
+    }
+}

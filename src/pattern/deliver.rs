@@ -1,0 +1,184 @@
+//! One attempt to deliver a message: the record becomes the call it was, the claim an address or a body, and the app's
+//! answer a verdict.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Uri};
+use uuid::Uuid;
+
+use super::forward::Forward;
+use super::hydrate::Hydrate;
+use super::verdict::{self, Verdict};
+use crate::body::Body;
+use crate::claims::Reference;
+use crate::config::model::Hydrate as Mode;
+use crate::error::{Error, Kind};
+use crate::kafka::record::{Claim, ClaimRef, Decoded, digest_text};
+use crate::reply::headers::{ATTEMPT, CLAIM, MESSAGE_ID, REPR_DIGEST};
+use crate::service::{Call, Request};
+use crate::telemetry::trace::Trace;
+
+/// Bytes of the app's answer that are read, so that its connection can be used again; a longer answer costs the
+/// connection.
+const ANSWER_MAX: usize = 64 << 10;
+
+/// How a subscription delivers.
+pub struct Deliver {
+    /// The way to the app.
+    pub forward: Forward,
+    /// How claims are fetched.
+    pub hydrate: Arc<Hydrate>,
+    /// What is done about them.
+    pub mode: Mode,
+    /// The path that gets every message; `None` restores the call as it was made.
+    pub path: Option<PathAndQuery>,
+    /// The app's own address, for calls that had no Host.
+    pub host: HeaderValue,
+    /// Where the app reaches our outbound door: `http://127.0.0.1:4140`.
+    pub claims_at: String,
+}
+
+/// A message on its way to the app.
+pub struct Delivery {
+    /// Its id.
+    pub id: Uuid,
+    /// What its record says.
+    pub record: Decoded,
+    /// The record's value.
+    pub body: Bytes,
+    /// Why it was given up before, if its topic is one of dead letters.
+    pub dead: HeaderMap,
+    /// The trace it belongs to.
+    pub trace: Trace,
+}
+
+/// What came of one attempt.
+pub struct Attempted {
+    /// What it means.
+    pub verdict: Verdict,
+    /// The app's status, if it answered.
+    pub status: Option<u16>,
+    /// Why there is no answer, for the log.
+    pub error: Option<Error>,
+}
+
+impl Deliver {
+    /// Makes attempt number `attempt`, counted from 1.
+    pub async fn attempt(&self, delivery: &Delivery, attempt: u32) -> Attempted {
+        match self.send(delivery, attempt).await {
+            Ok((verdict, status)) => Attempted { verdict, status: Some(status), error: None },
+            Err(error) => Attempted { verdict: verdict::of_error(&error), status: None, error: Some(error) },
+        }
+    }
+
+    async fn send(&self, delivery: &Delivery, attempt: u32) -> Result<(Verdict, u16), Error> {
+        let request = self.request(delivery, attempt).await?;
+        let call = Call {
+            started: tokio::time::Instant::now(),
+            trace: delivery.trace.clone(),
+            request,
+            permit: None,
+        };
+        let response = self.forward.call(call).await?;
+        let (head, body) = response.into_parts();
+        // A broken answer is no answer: the app may not have finished.
+        match body.read(ANSWER_MAX).await {
+            Ok(_) => {}
+            Err(error) if error.kind() == Kind::BodyTooLarge => {}
+            Err(error) => return Err(error),
+        }
+        Ok((verdict::of_answer(head.status, &head.headers), head.status.as_u16()))
+    }
+
+    /// The call as it was made, or as the subscription's path says.
+    async fn request(&self, delivery: &Delivery, attempt: u32) -> Result<Request, Error> {
+        let record = &delivery.record;
+        let target = match (&self.path, &record.target) {
+            (Some(path), _) => path.clone(),
+            (None, Some(target)) => target
+                .parse()
+                .map_err(|_| Error::new(Kind::BadRequest, format!("its target `{target}` is malformed")))?,
+            (None, None) => {
+                let detail = "it names no path, and `deliver.path` gives none";
+                return Err(Error::new(Kind::BadRequest, detail));
+            }
+        };
+        let mut headers = record.headers.clone();
+        let body = self.body(delivery, &mut headers).await?;
+        if let Some(content_type) = &record.content_type {
+            headers.insert(CONTENT_TYPE, content_type.clone());
+        }
+        let host = record.host.as_ref().and_then(|host| HeaderValue::from_str(host).ok());
+        headers.insert(HOST, host.unwrap_or_else(|| self.host.clone()));
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        headers.insert(crate::telemetry::trace::TRACEPARENT, delivery.trace.header().clone());
+        let mut request = Request::new(Body::full(body));
+        // Any other record is delivered the way events are.
+        *request.method_mut() = match &self.path {
+            Some(_) => record.method.clone().filter(takes_body).unwrap_or(Method::POST),
+            None => record.method.clone().unwrap_or(Method::POST),
+        };
+        *request.uri_mut() = Uri::from(target);
+        *request.headers_mut() = headers;
+        request.headers_mut().extend(delivery.dead.clone());
+        // Ours go in last, so that no record can forge them.
+        self.sign(delivery, attempt, request.headers_mut());
+        Ok(request)
+    }
+
+    /// The slim body, or the whole one for an eager subscription.
+    async fn body(&self, delivery: &Delivery, headers: &mut HeaderMap) -> Result<Bytes, Error> {
+        let claim = match &delivery.record.claim {
+            Claim::Absent => return Ok(delivery.body.clone()),
+            Claim::Damaged => return Err(Error::new(Kind::ClaimDamaged, "what names its claim is malformed")),
+            Claim::Kept(claim) => claim,
+        };
+        if self.mode != Mode::Eager {
+            return Ok(delivery.body.clone());
+        }
+        let whole = self.hydrate.whole(&self.reference(delivery, claim)?).await?;
+        if let Ok(digest) = HeaderValue::from_str(&digest_text(&claim.digest)) {
+            headers.insert(REPR_DIGEST, digest);
+        }
+        Ok(whole)
+    }
+
+    fn sign(&self, delivery: &Delivery, attempt: u32, headers: &mut HeaderMap) {
+        let mut put = |name, value: String| {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                headers.insert(name, value);
+            }
+        };
+        put(MESSAGE_ID, delivery.id.to_string());
+        put(ATTEMPT, attempt.to_string());
+        if let (Mode::Lazy, Claim::Kept(claim)) = (self.mode, &delivery.record.claim)
+            && let Ok(reference) = self.reference(delivery, claim)
+            && let Some(reference) = reference.encode()
+        {
+            put(CLAIM, format!("{}/.wayside/claims/{reference}", self.claims_at));
+        }
+    }
+
+    fn reference(&self, delivery: &Delivery, claim: &ClaimRef) -> Result<Reference, Error> {
+        let (origin, instance) = delivery
+            .record
+            .origin
+            .clone()
+            .ok_or_else(|| Error::new(Kind::ClaimDamaged, "it does not say which service keeps its claim"))?;
+        Ok(Reference {
+            origin,
+            instance,
+            claim: claim.id.clone(),
+            digest: claim.digest,
+            size: claim.size,
+            expires: claim.expires,
+        })
+    }
+}
+
+fn takes_body(method: &Method) -> bool {
+    matches!(*method, Method::POST | Method::PUT | Method::PATCH | Method::DELETE)
+}

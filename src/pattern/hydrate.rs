@@ -1,0 +1,225 @@
+//! Gets the whole body of a slim message back, from the sidecar that kept it.
+//!
+//! A record says only which service kept a claim. It is asked for at the addresses which the configuration gives that
+//! service and at no other, so no message can make this sidecar call somewhere.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, ETAG, HOST, IF_NONE_MATCH};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use metrics::Counter;
+use sha2::{Digest as _, Sha256};
+use tokio::time::{Instant, timeout_at};
+
+use super::slim;
+use crate::body::Body;
+use crate::claims::{Reference, Stores};
+use crate::error::{self, Error, Kind};
+use crate::kafka::record::digest_text;
+use crate::reply::headers::REPR_DIGEST;
+use crate::service::{Request, Response};
+use crate::telemetry::metrics::{Metrics, Outcomes};
+use crate::telemetry::names;
+use crate::upstream::{Endpoint, Upstream};
+
+/// How long one claim may take, all addresses together.
+const FETCH: Duration = Duration::from_secs(5);
+/// How long a connection for it may take.
+const CONNECT: Duration = Duration::from_secs(1);
+
+/// The services as they are configured now; a reload changes them.
+pub type Services = Arc<dyn Fn() -> HashMap<String, Arc<Upstream>> + Send + Sync>;
+
+/// Fetches claims.
+pub struct Hydrate {
+    service: String,
+    claims: Arc<Stores>,
+    services: Services,
+    max: usize,
+    lazy: Outcomes,
+    eager: Outcomes,
+    whole: Counter,
+    fields: Counter,
+    unchanged: Counter,
+    eager_whole: Counter,
+}
+
+impl Hydrate {
+    /// Builds the fetching for `service`, whose own claims are in `claims`; a claim over `max` bytes is refused.
+    pub fn new(service: &str, claims: Arc<Stores>, services: Services, max: usize, metrics: &Metrics) -> Self {
+        let counter = |mode, outcome| {
+            metrics.counter(&names::HYDRATIONS, &[("mode", mode), ("outcome", outcome)])
+        };
+        Self {
+            service: service.to_owned(),
+            claims,
+            services,
+            max,
+            lazy: Outcomes::new(metrics, &names::HYDRATIONS, &[("mode", "lazy")]),
+            eager: Outcomes::new(metrics, &names::HYDRATIONS, &[("mode", "eager")]),
+            whole: counter("lazy", "whole"),
+            fields: counter("lazy", "fields"),
+            unchanged: counter("lazy", "unchanged"),
+            eager_whole: counter("eager", "whole"),
+        }
+    }
+
+    /// Answers the app's `GET /.wayside/claims/{reference}`.
+    ///
+    /// # Errors
+    /// [`Kind::Unknown`] 404, [`Kind::Expired`] 410, [`Kind::ClaimDamaged`] 502, or that the origin is not reached.
+    pub async fn answer(&self, reference: &str, query: Option<&str>, headers: &HeaderMap) -> Result<Response, Error> {
+        let answered = self.lazily(reference, query, headers).await;
+        if let Err(error) = &answered {
+            self.lazy.refused(error.kind());
+        }
+        answered
+    }
+
+    /// Fetches the whole body for a delivery.
+    ///
+    /// # Errors
+    /// As [`Hydrate::answer`].
+    pub async fn whole(&self, reference: &Reference) -> Result<Bytes, Error> {
+        let fetched = self.fetch(reference).await;
+        match &fetched {
+            Ok(_) => self.eager_whole.increment(1),
+            Err(error) => self.eager.refused(error.kind()),
+        }
+        fetched
+    }
+
+    async fn lazily(&self, reference: &str, query: Option<&str>, headers: &HeaderMap) -> Result<Response, Error> {
+        let reference = Reference::decode(reference)?;
+        let fields = slim::fields_of(query.unwrap_or(""))?;
+        let digest = digest_text(&reference.digest);
+        let tag = format!("\"{digest}\"");
+        let same = |line: &HeaderValue| line.to_str().is_ok_and(|line| line.contains(&tag) || line == "*");
+        if fields.is_none() && headers.get_all(IF_NONE_MATCH).iter().any(same) {
+            // The digest names the bytes, so nothing needs to be fetched to know that they are the same.
+            self.unchanged.increment(1);
+            return Ok(document(StatusCode::NOT_MODIFIED, Bytes::new(), Some((&tag, &digest))));
+        }
+        let whole = self.fetch(&reference).await?;
+        match fields {
+            None => {
+                self.whole.increment(1);
+                Ok(document(StatusCode::OK, whole, Some((&tag, &digest))))
+            }
+            Some(fields) => {
+                let part = slim::project(&whole, &fields)?;
+                self.fields.increment(1);
+                Ok(document(StatusCode::OK, part.into(), None))
+            }
+        }
+    }
+
+    async fn fetch(&self, reference: &Reference) -> Result<Bytes, Error> {
+        if reference.size > self.max as u64 {
+            let detail = format!("the claim has {} bytes, over `limits.claim` of {}", reference.size, self.max);
+            return Err(Error::new(Kind::ClaimDamaged, detail));
+        }
+        if reference.origin == self.service
+            && let Ok(body) = self.claims.fetch(&reference.claim).await
+        {
+            return verified(body, reference);
+        }
+        let deadline = Instant::now() + FETCH;
+        let upstream = (self.services)().get(&reference.origin).cloned().ok_or_else(|| {
+            let detail = format!("the claim is kept by `{}`, which `services` does not name", reference.origin);
+            Error::new(Kind::Unresolved, detail)
+        })?;
+        let mut last = None;
+        for endpoint in in_order(&upstream, &reference.instance) {
+            match self.ask(&upstream, &endpoint, reference, deadline).await {
+                Ok(body) => return verified(body, reference),
+                // Another replica's claim, or a replica that is away: the next one may have it.
+                Err(error) => last = Some(worse(last, error)),
+            }
+        }
+        Err(last.unwrap_or_else(|| Error::new(Kind::Unresolved, format!("{} has no address", reference.origin))))
+    }
+
+    async fn ask(
+        &self,
+        upstream: &Upstream,
+        endpoint: &Arc<Endpoint>,
+        reference: &Reference,
+        deadline: Instant,
+    ) -> Result<Bytes, Error> {
+        let mut request = Request::new(Body::empty());
+        *request.method_mut() = Method::GET;
+        *request.uri_mut() = format!("/.wayside/claims/{}", reference.claim)
+            .parse()
+            .map_err(|_| Error::new(Kind::Unknown, "the claim's id is malformed"))?;
+        if let Ok(host) = HeaderValue::from_str(&reference.origin) {
+            request.headers_mut().insert(HOST, host);
+        }
+        let slow = |_| Error::new(Kind::Deadline, "the claim did not come in time").retry(error::Retry::NoAnswer);
+        let mut connection = upstream.connection(endpoint, deadline.min(Instant::now() + CONNECT)).await?;
+        let answer = timeout_at(deadline, connection.send(request)).await.map_err(slow)?;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(failed) => {
+                let Some(request) = failed.unsent else { return Err(failed.error) };
+                connection = upstream.fresh_connection(endpoint, deadline.min(Instant::now() + CONNECT)).await?;
+                let again = timeout_at(deadline, connection.send(*request)).await.map_err(slow)?;
+                again.map_err(|failed| failed.error)?
+            }
+        };
+        let status = answer.status();
+        let body = Body::incoming(answer.into_body()).read(self.max);
+        let body = timeout_at(deadline, body).await.map_err(slow)?;
+        connection.release();
+        match status {
+            StatusCode::OK => body.map_err(|error| Error::new(Kind::Reset, "the claim broke off").because(error)),
+            StatusCode::NOT_FOUND => Err(Error::new(Kind::Unknown, "no replica of its service keeps the claim")),
+            StatusCode::GONE => Err(Error::new(Kind::Expired, "the claim is no longer kept")),
+            status => {
+                let detail = format!("{} answered {} for the claim", reference.origin, status.as_u16());
+                Err(Error::new(Kind::BadAnswer, detail))
+            }
+        }
+    }
+}
+
+/// The replica that made the record first, if its address is among the service's; then the others.
+fn in_order(upstream: &Upstream, instance: &str) -> Vec<Arc<Endpoint>> {
+    let mut endpoints: Vec<Arc<Endpoint>> = upstream.endpoints().iter().cloned().collect();
+    endpoints.sort_by_key(|endpoint| endpoint.address.to_string() != instance);
+    endpoints
+}
+
+/// Of two failures the one that says more: `expired` is final, `unknown` only says "not here".
+fn worse(last: Option<Error>, next: Error) -> Error {
+    match last {
+        Some(last) if last.kind() == Kind::Expired || next.kind() == Kind::Unknown => last,
+        _ => next,
+    }
+}
+
+fn verified(body: Bytes, reference: &Reference) -> Result<Bytes, Error> {
+    if Sha256::digest(&body).as_slice() == reference.digest {
+        return Ok(body);
+    }
+    Err(Error::new(Kind::ClaimDamaged, "the claim does not have the digest that the record names"))
+}
+
+/// A JSON document; the whole one carries its digest (RFC 9530) and a strong tag made of it.
+pub fn document(status: StatusCode, body: Bytes, whole: Option<(&str, &str)>) -> Response {
+    let mut response = Response::new(Body::full(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some((tag, digest)) = whole {
+        for (name, value) in [(ETAG, tag), (REPR_DIGEST, digest)] {
+            if let Ok(value) = HeaderValue::from_str(value) {
+                headers.insert(name, value);
+            }
+        }
+    }
+    response
+}

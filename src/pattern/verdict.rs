@@ -1,0 +1,150 @@
+//! What the app's answer to a delivery means. One table, pure.
+
+use std::time::Duration;
+
+use http::header::RETRY_AFTER;
+use http::{HeaderMap, StatusCode};
+
+use crate::error::{self, Error, Kind};
+use crate::reply::headers;
+
+/// The longest `Retry-After` that is waited out; a longer one is cut to it, so that one answer can not park a lane for
+/// days.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
+
+/// What happens to a message after one attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The app has it.
+    Done,
+    /// Another attempt, not before the given time if there is one.
+    Retry(Option<Duration>),
+    /// No attempt will help: to the dead letters, with this reason.
+    DeadLetter(String),
+    /// The app wants it gone.
+    Drop,
+    /// The app was not reached: no attempt is used up; wait and probe.
+    NotDelivered,
+}
+
+impl Verdict {
+    /// The word in metrics and logs.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Retry(_) => "retry",
+            Self::DeadLetter(_) => "dead-letter",
+            Self::Drop => "drop",
+            Self::NotDelivered => "not-delivered",
+        }
+    }
+}
+
+/// Judges the app's own answer.
+pub fn of_answer(status: StatusCode, headers: &HeaderMap) -> Verdict {
+    let reason = || format!("the app answered {}", status.as_u16());
+    let wait = || retry_after(headers);
+    // The app's word in a header is above its status, since not every framework lets it shape the status.
+    match headers.get(headers::VERDICT).and_then(|value| value.to_str().ok()) {
+        Some("done") => return Verdict::Done,
+        Some("retry") => return Verdict::Retry(wait()),
+        Some("dead-letter") => return Verdict::DeadLetter(format!("{} and said dead-letter", reason())),
+        Some("drop") => return Verdict::Drop,
+        Some(_) | None => {}
+    }
+    match status.as_u16() {
+        200..=299 => Verdict::Done,
+        404 | 408 | 409 | 425 | 429 | 500 | 502..=599 => Verdict::Retry(wait()),
+        _ => Verdict::DeadLetter(reason()),
+    }
+}
+
+/// Judges an attempt that has no answer.
+pub fn of_error(error: &Error) -> Verdict {
+    match (error.kind(), error.may_retry()) {
+        (_, error::Retry::NeverSent) | (Kind::Unresolved | Kind::Unreachable, _) => Verdict::NotDelivered,
+        // The whole body is gone for good: no attempt brings it back.
+        (Kind::Expired | Kind::Unknown | Kind::ClaimDamaged, _) => {
+            Verdict::DeadLetter(format!("the claim can not be hydrated: {}", error.detail()))
+        }
+        (Kind::BadRequest, _) => Verdict::DeadLetter(format!("the record makes no call: {}", error.detail())),
+        _ => Verdict::Retry(error.retry_after()),
+    }
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    let wait = match text.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let at = http_date(text)?;
+            at.duration_since(std::time::SystemTime::now()).unwrap_or_default()
+        }
+    };
+    Some(wait.min(RETRY_AFTER_MAX))
+}
+
+/// Reads the preferred form of an HTTP date (RFC 9110 section 5.6.7), `Sun, 06 Nov 1994 08:49:37 GMT`.
+fn http_date(text: &str) -> Option<std::time::SystemTime> {
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let (_, rest) = text.split_once(", ")?;
+    let rest = rest.strip_suffix(" GMT")?;
+    let mut parts = rest.split(' ');
+    let (day, month, year, time) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let month = MONTHS.iter().position(|name| *name == month)? + 1;
+    humantime::parse_rfc3339(&format!("{year}-{month:02}-{day}T{time}Z")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn check(status: u16, lines: &[(&'static str, &'static str)]) -> Verdict {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.insert(*name, HeaderValue::from_static(value));
+        }
+        of_answer(StatusCode::from_u16(status).expect("a status"), &headers)
+    }
+
+    #[test]
+    fn the_status_decides() {
+        for status in [200, 202, 204] {
+            assert_eq!(check(status, &[]), Verdict::Done, "{status}");
+        }
+        for status in [404, 408, 409, 425, 429, 500, 502, 503, 504, 599] {
+            assert_eq!(check(status, &[]), Verdict::Retry(None), "{status}");
+        }
+        for status in [301, 400, 401, 403, 410, 413, 422, 501] {
+            assert!(matches!(check(status, &[]), Verdict::DeadLetter(_)), "{status}");
+        }
+    }
+
+    #[test]
+    fn a_header_overrides_the_status() {
+        assert_eq!(check(500, &[("wayside-verdict", "done")]), Verdict::Done);
+        assert_eq!(check(200, &[("wayside-verdict", "drop")]), Verdict::Drop);
+        assert!(matches!(check(200, &[("wayside-verdict", "dead-letter")]), Verdict::DeadLetter(_)));
+        assert_eq!(check(200, &[("wayside-verdict", "perhaps")]), Verdict::Done, "an unknown word has no say");
+    }
+
+    #[test]
+    fn retry_after_is_honoured_within_reason() {
+        assert_eq!(check(503, &[("retry-after", "7")]), Verdict::Retry(Some(Duration::from_secs(7))));
+        assert_eq!(check(503, &[("retry-after", "999999")]), Verdict::Retry(Some(RETRY_AFTER_MAX)));
+        assert_eq!(check(503, &[("retry-after", "soon")]), Verdict::Retry(None));
+        let past = check(503, &[("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT")]);
+        assert_eq!(past, Verdict::Retry(Some(Duration::ZERO)));
+    }
+
+    #[test]
+    fn an_app_that_is_down_costs_no_attempt() {
+        let down = Error::new(Kind::Unreachable, "down").retry(error::Retry::NeverSent);
+        assert_eq!(of_error(&down), Verdict::NotDelivered);
+        assert_eq!(of_error(&Error::new(Kind::Deadline, "slow")), Verdict::Retry(None));
+        assert!(matches!(of_error(&Error::new(Kind::Expired, "gone")), Verdict::DeadLetter(_)));
+    }
+}
