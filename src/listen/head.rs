@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use http::header::{HOST, HeaderValue, TRANSFER_ENCODING};
+use http::header::{HOST, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Uri, Version};
 
@@ -27,6 +27,7 @@ pub fn canonical(request: &mut Request) -> Result<(), Error> {
         return Err(bad("the only transfer coding taken is exactly `chunked`"));
     }
     one_host(request)?;
+    drop_forged(request);
     let target = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
     if target.len() > TARGET_MAX {
         return Err(bad("the request target is over 8192 bytes"));
@@ -46,6 +47,15 @@ pub fn canonical(request: &mut Request) -> Result<(), Error> {
 
 fn bad(detail: &'static str) -> Error {
     Error::new(Kind::BadRequest, detail)
+}
+
+/// Headers of ours mean something to an app only because nobody else can send them through a door.
+fn drop_forged(request: &mut Request) {
+    let ours = |name: &&HeaderName| name.as_str().starts_with("wayside-");
+    let forged: Vec<HeaderName> = request.headers().keys().filter(ours).cloned().collect();
+    for name in forged {
+        request.headers_mut().remove(name);
+    }
 }
 
 /// An absolute-form target replaces Host (RFC 9112 section 3.2.2).
@@ -159,6 +169,18 @@ mod tests {
     fn an_absolute_target_replaces_the_host() {
         assert_eq!(check("http://Billing:80/a?b", &["other"]), ok("billing", "/a?b"));
         assert!(check("https://billing/a", &[]).is_err());
+    }
+
+    #[test]
+    fn headers_of_ours_can_not_be_forged() {
+        let mut request = http::Request::builder()
+            .uri("/")
+            .header(HOST, "billing")
+            .header("wayside-message-id", "forged")
+            .body(Body::empty())
+            .expect("a valid request");
+        canonical(&mut request).expect("nothing is wrong with it");
+        assert_eq!(request.headers().len(), 1);
     }
 
     #[test]

@@ -177,7 +177,7 @@ impl Subscription {
                 Ok(_) => break,
                 Err(error) => {
                     tracing::error!(
-                        message = %delivery.id, topic, %error, trace = delivery.trace.id(),
+                        id = %delivery.id, topic, %error, trace = delivery.trace.id(),
                         "a dead letter is not written yet; its lane waits"
                     );
                     if interrupted(lane, retry::wait(PROBE, refused, fastrand::f64()).max(PROBE.first)).await {
@@ -189,7 +189,7 @@ impl Subscription {
         self.meters.dead.increment(1);
         self.timelines.record(delivery.id, Event::now(What::Dead).place(received.partition, received.offset));
         tracing::warn!(
-            message = %delivery.id, topic, reason = grave.why, attempts = grave.made, trace = delivery.trace.id(),
+            id = %delivery.id, topic, reason = grave.why, attempts = grave.made, trace = delivery.trace.id(),
             "message moved to the dead letters"
         );
         Ending::Final
@@ -208,7 +208,7 @@ impl Subscription {
             Verdict::Done => {
                 self.meters.done.increment(1);
                 timelines.record(delivery.id, Event::now(What::Done));
-                tracing::debug!(message = %delivery.id, topic = self.rule.topic, attempt, trace = delivery.trace.id(), "message done");
+                tracing::debug!(id = %delivery.id, topic = self.rule.topic, attempt, trace = delivery.trace.id(), "message done");
                 return;
             }
             Verdict::Drop => {
@@ -221,7 +221,7 @@ impl Subscription {
             Verdict::DeadLetter(_) => {}
         }
         tracing::warn!(
-            message = %delivery.id,
+            id = %delivery.id,
             topic = self.rule.topic,
             attempt,
             verdict = attempted.verdict.word(),
@@ -256,7 +256,7 @@ fn read(received: &Received) -> Delivery {
         Position { topic: &received.topic, partition: received.partition, offset: received.offset };
     let record = record::decode(headers, position);
     if record.ignored > 0 {
-        tracing::debug!(message = %record.id, ignored = record.ignored, "headers of a record were ignored");
+        tracing::debug!(id = %record.id, ignored = record.ignored, "headers of a record were ignored");
     }
     let trace = record.traceparent.as_deref().and_then(Trace::parse).unwrap_or_default();
     let dead = dead_letter::told(received);

@@ -62,7 +62,7 @@ pub enum Framing {
     Chunked,
 }
 
-/// Makes a request fit to be sent on: hop-by-hop headers and forged ones of ours are gone, framing is stated anew, our
+/// Makes a request fit to be sent on: hop-by-hop headers are gone, framing is stated anew, our
 /// own headers are added last.
 ///
 /// # Errors
@@ -123,12 +123,11 @@ pub fn last_hop(request: &mut Request) -> bool {
 
 fn strip(headers: &mut HeaderMap) -> Result<(), Error> {
     // One pass to see what is there: most calls carry none of it, and a removal hashes its name each time.
-    let (mut found, mut ours) = (0_u16, false);
+    let mut found = 0_u16;
     for name in headers.keys() {
         if let Some(at) = HOP_BY_HOP.iter().position(|hop| hop == name) {
             found |= 1 << at;
         }
-        ours |= name.as_str().starts_with("wayside-");
     }
     if found & 1 != 0 {
         for name in nominated(headers)? {
@@ -137,13 +136,6 @@ fn strip(headers: &mut HeaderMap) -> Result<(), Error> {
     }
     for (at, name) in HOP_BY_HOP.iter().enumerate() {
         if found & (1 << at) != 0 {
-            headers.remove(name);
-        }
-    }
-    if ours {
-        let forged: Vec<HeaderName> =
-            headers.keys().filter(|name| name.as_str().starts_with("wayside-")).cloned().collect();
-        for name in forged {
             headers.remove(name);
         }
     }
@@ -227,7 +219,6 @@ mod tests {
             ("keep-alive", "timeout=5"),
             ("te", "trailers, deflate"),
             ("upgrade", "h2c"),
-            ("wayside-message-id", "forged"),
         ]);
         clean_request(&mut request, &Via::new("orders", "outbound")).expect("nothing is wrong with it");
         let mut names: Vec<&str> = request.headers().keys().map(HeaderName::as_str).collect();
