@@ -1,6 +1,6 @@
 //! `wayside check FILE…`: exit 0 when every file is good, 2 otherwise.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -30,7 +30,7 @@ struct Checked {
 
 /// Checks every file, whatever the others are like.
 pub fn run(args: &Args) -> ExitCode {
-    let checked: Vec<Checked> = args.files.iter().map(check).collect();
+    let checked: Vec<Checked> = args.files.iter().map(|file| check(file)).collect();
     for one in &checked {
         if args.json {
             tell(&serde_json::to_string(one).unwrap_or_default());
@@ -47,7 +47,7 @@ pub fn run(args: &Args) -> ExitCode {
     if checked.iter().all(|one| one.ok) { ExitCode::SUCCESS } else { ExitCode::from(BAD_CONFIG) }
 }
 
-fn check(path: &PathBuf) -> Checked {
+fn check(path: &Path) -> Checked {
     let file = path.display().to_string();
     let (mut errors, warnings, config) = match config::load(path, &environment) {
         Ok(loaded) => (Vec::new(), loaded.warnings, Some(loaded.config)),

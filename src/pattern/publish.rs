@@ -71,6 +71,13 @@ struct Draft {
     saved: usize,
 }
 
+/// What a message has from its first moment.
+struct Birth<'a> {
+    id: Uuid,
+    traceparent: Option<&'a str>,
+    time: SystemTime,
+}
+
 impl Publish {
     /// Builds a route's publishing; `survives` tells what its claim store outlives.
     pub fn new(rule: &Rule, survives: Option<Survives>, sender: &Arc<Sender>, metrics: &Metrics) -> Self {
@@ -116,7 +123,8 @@ impl Publish {
         let body = self.read(body).await?;
         let draft = self.draft(&head, body).await?;
         let id = Uuid::now_v7();
-        let message = self.message(id, &head, trace.header().to_str().ok(), accepted_at, &draft);
+        let birth = Birth { id, traceparent: trace.header().to_str().ok(), time: accepted_at };
+        let message = self.message(&head, birth, &draft);
         let headers = record::encode(&message);
         let outgoing = Outgoing {
             topic: &self.topic,
@@ -157,17 +165,10 @@ impl Publish {
         Ok(Draft { key, value: cut.body, claim: Some((claim, cut.fields)), saved })
     }
 
-    fn message(
-        &self,
-        id: Uuid,
-        head: &request::Parts,
-        traceparent: Option<&str>,
-        time: SystemTime,
-        draft: &Draft,
-    ) -> Message {
+    fn message(&self, head: &request::Parts, birth: Birth<'_>, draft: &Draft) -> Message {
         let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         Message {
-            id,
+            id: birth.id,
             source_service: self.sender.service.clone(),
             instance: self.sender.instance.clone(),
             method: head.method.clone(),
@@ -175,7 +176,7 @@ impl Publish {
             host: text(HOST),
             headers: record::travelling(&head.headers, &self.headers),
             content_type: head.headers.get(CONTENT_TYPE).cloned(),
-            traceparent: traceparent.map(str::to_owned),
+            traceparent: birth.traceparent.map(str::to_owned),
             claim: draft.claim.as_ref().map(|(claim, cut)| ClaimRef {
                 id: claim.id.clone(),
                 fields: cut.clone(),
@@ -183,7 +184,7 @@ impl Publish {
                 size: claim.size,
                 expires: claim.expires,
             }),
-            time,
+            time: birth.time,
         }
     }
 

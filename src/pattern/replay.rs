@@ -76,7 +76,7 @@ impl Replay {
 
     /// The body for one try, from the beginning.
     pub(super) fn body(&self) -> Body {
-        Body::boxed(Try { shared: Arc::clone(&self.shared), next: 0, hint: self.hint.clone() })
+        Body::boxed(Try { shared: Arc::clone(&self.shared), next: 0, hint: self.hint })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
@@ -153,7 +153,7 @@ impl HttpBody for Try {
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.next == 0 { self.hint.clone() } else { SizeHint::default() }
+        if self.next == 0 { self.hint } else { SizeHint::default() }
     }
 }
 
