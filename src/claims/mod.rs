@@ -6,9 +6,7 @@
 
 pub mod id;
 mod reference;
-mod segment;
 mod store;
-mod writer;
 
 use std::io;
 

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use serde::Serialize;
 
@@ -13,6 +14,14 @@ const PRINTED_MAX: usize = 50;
 const KEPT_MAX: usize = 1000;
 /// Characters of a wrong value that a message repeats.
 const QUOTED_MAX: usize = 60;
+
+/// Characters that hide or reorder others on a terminal.
+const INVISIBLE: [RangeInclusive<char>; 4] = [
+    '\u{200b}'..='\u{200f}',
+    '\u{2028}'..='\u{202e}',
+    '\u{2060}'..='\u{206f}',
+    '\u{feff}'..='\u{feff}',
+];
 
 /// Every error of one file, by line and column.
 #[derive(Debug, Clone, Serialize)]
@@ -187,8 +196,7 @@ pub(super) fn quoted(text: &str) -> String {
             out.push('…');
             break;
         }
-        let hidden = letter.is_control()
-            || matches!(letter, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+        let hidden = letter.is_control() || INVISIBLE.iter().any(|range| range.contains(&letter));
         if hidden {
             out.extend(letter.escape_default());
         } else {
@@ -197,4 +205,17 @@ pub(super) fn quoted(text: &str) -> String {
     }
     out.push('`');
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repeated_value_cannot_steer_the_terminal() {
+        assert_eq!(quoted("a b"), "`a b`");
+        assert_eq!(quoted("\u{1b}[31m\n\u{202e}"), "`\\u{1b}[31m\\n\\u{202e}`");
+        assert_eq!(quoted(""), "an empty value");
+        assert_eq!(quoted(&"x".repeat(100)).chars().count(), QUOTED_MAX + 3);
+    }
 }

@@ -180,7 +180,10 @@ impl<'a> Builder<'a> {
         }
         match self.parser.next_event() {
             Some(event) => Ok(event?),
-            None => Err(Stop::Noted),
+            None => {
+                self.refuse(Place::START, "the file ends in the middle of a value");
+                Err(Stop::Noted)
+            }
         }
     }
 

@@ -11,6 +11,9 @@ use super::raw::{Entry, MERGE, Node, Place, Value, join};
 use super::units;
 use super::words::{Shape, State, nearest, sections_with};
 
+/// Keys of one mapping that are compared with a missing one, at most.
+const ENTRIES_SEARCHED: usize = 100;
+
 /// What every reader needs.
 #[derive(Clone, Copy)]
 pub(super) struct Source<'a> {
@@ -115,6 +118,10 @@ impl<'a> At<'a> {
     pub(super) fn map(&self, shape: &'static Shape) -> Option<Map<'a>> {
         let entries = self.entries()?;
         for entry in entries {
+            // A file of nothing but wrong keys is not looked at for ever.
+            if self.source.errors.is_full() {
+                break;
+            }
             match shape.find(&entry.key) {
                 Some(key) if key.state == State::Built => {}
                 Some(_) => {
@@ -259,7 +266,7 @@ impl<'a> At<'a> {
     /// Reads a whole number within a range.
     pub(super) fn count(&self, range: RangeInclusive<u64>) -> Option<usize> {
         let number = self.within(self.number()?, range, u64::to_string)?;
-        usize::try_from(number).ok()
+        Some(usize::try_from(number).unwrap_or(usize::MAX))
     }
 
     /// Reads `true` or `false`.
@@ -293,7 +300,8 @@ impl<'a> At<'a> {
 
     /// Reads a size of something held in memory.
     pub(super) fn bytes(&self, range: RangeInclusive<u64>) -> Option<usize> {
-        usize::try_from(self.size(range)?).ok()
+        let size = self.size(range)?;
+        Some(usize::try_from(size).unwrap_or(usize::MAX))
     }
 
     /// Reads one of a few words; `None` as a word's value means that it is not available yet.
@@ -437,9 +445,8 @@ impl<'a> Map<'a> {
         let misspelt = |key: &str| {
             words().all(|known| known != key) && nearest(key, words()).as_deref() == Some(word)
         };
-        self.entries
-            .iter()
-            .any(|entry| entry.key == MERGE || misspelt(&entry.key))
+        let mut entries = self.entries.iter().take(ENTRIES_SEARCHED);
+        entries.any(|entry| entry.key == MERGE || misspelt(&entry.key))
     }
 
     /// Reads a key that may be left out.

@@ -95,7 +95,9 @@ impl Timelines {
             Some(slot) if slot.last() >= oldest => Lookup::Known(slot.timeline()),
             Some(_) => Lookup::Gone,
             // An id says when it was made (RFC 9562 section 5.7), unless it is a digest of an idempotency key.
-            None if made(id).is_some_and(|made| made < oldest || made <= shard.lost) => Lookup::Gone,
+            None if made(id).is_some_and(|made| made < oldest || made <= shard.lost) => {
+                Lookup::Gone
+            }
             None => Lookup::Unknown,
         }
     }

@@ -4,4 +4,5 @@
 #[allow(dead_code, reason = "each test binary uses its own part of the shared world")]
 mod support;
 
+mod config;
 mod forward;

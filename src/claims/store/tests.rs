@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
-use super::super::segment::Appended;
+use super::segment::Appended;
 use super::*;
 
 const TTL: Duration = Duration::from_secs(80);
@@ -61,7 +61,11 @@ struct Script {
 
 impl Script {
     fn new() -> Self {
-        Self { start: SystemTime::now(), steps: Arc::default(), forward: Arc::default() }
+        Self {
+            start: SystemTime::now(),
+            steps: Arc::default(),
+            forward: Arc::default(),
+        }
     }
 
     fn play(&self, steps: &[(&'static str, bool)]) {
@@ -170,22 +174,16 @@ async fn a_body_comes_back_until_it_expires() {
 #[tokio::test]
 async fn many_bodies_of_every_size_are_kept_at_once() {
     let folder = folder();
-    let store = Store::open(&config(&folder, 1 << 30), "orders").unwrap();
+    let store = Arc::new(Store::open(&config(&folder, 1 << 30), "orders").unwrap());
     let sizes = [0, 1, 1000, 262_143, 262_144, 262_145, 3 << 20];
-    let body = |n: usize| Bytes::from(vec![n as u8; sizes[n % sizes.len()]]);
-    let mut kept: Vec<_> = (0..120).map(|n| Box::pin(keep(&store, body(n)))).collect();
-    // All are asked before the first is awaited, so that they wait as groups.
-    let waker = std::task::Waker::noop();
-    for keeping in &mut kept {
-        assert!(
-            keeping
-                .as_mut()
-                .poll(&mut std::task::Context::from_waker(waker))
-                .is_pending()
-        );
+    let body = move |n: usize| Bytes::from(vec![n as u8; sizes[n % sizes.len()]]);
+    let mut keeping = tokio::task::JoinSet::new();
+    for n in 0..120 {
+        let store = Arc::clone(&store);
+        keeping.spawn(async move { (n, keep(&store, body(n)).await.unwrap()) });
     }
-    for (n, keeping) in kept.into_iter().enumerate() {
-        let claim = keeping.await.unwrap();
+    while let Some(kept) = keeping.join_next().await {
+        let (n, claim) = kept.unwrap();
         assert_eq!(store.fetch(&claim.id).await.unwrap(), body(n));
     }
     let on_disk: u64 = segments(&folder)
@@ -456,5 +454,49 @@ async fn a_segment_is_not_trusted_again_after_an_error_but_its_promises_hold() {
         );
         assert_eq!(store.fetch(&first.id).await.unwrap(), "first");
         assert_eq!(store.fetch(&next.id).await.unwrap(), "next");
+        script.advance(TTL * 2);
+        keep(&store, "x").await.unwrap();
+        keep(&store, "y").await.unwrap();
+        assert_eq!(segments(&folder).len(), 1, "it is deleted like any other");
+        assert_eq!(
+            store.used(),
+            fs::metadata(&segments(&folder)[0]).unwrap().len()
+        );
     }
+}
+
+#[test]
+fn a_store_that_nobody_uses_deletes_its_last_segment_too() {
+    let (folder, script) = (folder(), Script::new());
+    let store = script.open(&folder);
+    let mut writer = Writer::new(
+        Arc::clone(&store.shared),
+        Box::new(script.clone()),
+        Vec::new(),
+    );
+    let (reply, mut kept) = tokio::sync::oneshot::channel();
+    let body = Bytes::from_static(b"the last one");
+    let digest = Sha256::digest(&body).into();
+    store
+        .shared
+        .used
+        .fetch_add((segment::RECORD_LEN + body.len()) as u64, Ordering::SeqCst);
+    writer.commit(vec![Ask {
+        body,
+        digest,
+        reply,
+    }]);
+    assert!(kept.try_recv().unwrap().is_ok());
+    assert_eq!(
+        writer.idle(),
+        TTL / 8,
+        "it wakes when the segment is to be closed"
+    );
+    script.advance(TTL / 8);
+    writer.sweep();
+    assert_eq!(segments(&folder).len(), 1);
+    assert!(writer.idle() <= Duration::from_secs(60));
+    script.advance(TTL + Duration::from_secs(2));
+    writer.sweep();
+    assert_eq!((segments(&folder).len(), store.used()), (0, 0));
 }

@@ -39,13 +39,15 @@ pub(super) fn probe(at: &At<'_>) -> Option<SocketAddr> {
 /// Reads `admin`.
 pub(super) fn admin(file: &Map<'_>) -> Option<SocketAddr> {
     file.or("admin", ADMIN_DEFAULT, |at| {
-        let address = at.map(&DOOR)?.or("listen", ADMIN_DEFAULT, listen)?;
-        if !address.ip().is_loopback() {
-            at.warning(
-                "everyone who reaches this port may read and change what is meant for this machine",
-            );
-        }
-        Some(address)
+        at.map(&DOOR)?.or("listen", ADMIN_DEFAULT, |at| {
+            let address = listen(at)?;
+            if !address.ip().is_loopback() {
+                at.warning(
+                    "everyone who reaches this port may do what is meant for this machine alone",
+                );
+            }
+            Some(address)
+        })
     })
 }
 

@@ -53,6 +53,12 @@ fn subscription(at: &At<'_>, around: &Around) -> Option<Subscription> {
     let retry = map.or("retry", retry::subscription_default(), retry::subscription);
     let dead_letter = map.maybe("dead_letter", |at| at.parse("a topic", parse_topic));
     attempts_end_somewhere(&map);
+    let eager = map
+        .find("hydrate")
+        .filter(|_| hydrate == Some(Hydrate::Eager));
+    if let (Some(at), Some([])) = (eager, around.services.as_deref()) {
+        at.warning("bodies are fetched from the service that made them, but `services` names none");
+    }
     let (path, timeout) = deliver?;
     Some(Subscription {
         topic: topic?,

@@ -290,12 +290,29 @@ fn a_body_without_fields_is_refused_if_a_rule_looks_into_it() {
 fn depth_is_limited_where_it_is_walked_and_costs_nothing_where_it_is_skipped() {
     let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
     let rule = |depth: usize| SlimRule::Drop(pointers(&["/0".repeat(depth).as_str()]));
-    assert!(slim(&rule(100), &nested(101)).unwrap().cut.is_some());
+    assert!(slim(&rule(127), &nested(128)).unwrap().cut.is_some());
     assert_eq!(
-        slim(&rule(200), &nested(201)).expect_err("200 deep").kind(),
+        slim(&rule(128), &nested(129)).expect_err("128 deep").kind(),
         Kind::NotJson
     );
     assert!(slim(&rule(1), &nested(500_000)).unwrap().cut.is_some());
+}
+
+#[test]
+fn a_pointer_of_many_tokens_or_a_body_of_many_elements_costs_little() {
+    let endless = fields_of(&format!("fields={}", "/0".repeat(100_000)))
+        .unwrap()
+        .unwrap();
+    assert_eq!(project(b"[1]", &endless).unwrap(), b"[]");
+    let zeros = format!("[{}]", vec!["0"; 200_000].join(","));
+    let kept = project(zeros.as_bytes(), &pointers(&["/3", "/199999/a"])).unwrap();
+    assert_eq!(kept, b"[null,null,null,0]");
+    drop(
+        &["/7"],
+        &format!("[1,2,3,4,5,6,7,{zeros}]"),
+        "[1,2,3,4,5,6,7]",
+        &["/7"],
+    );
 }
 
 #[test]

@@ -5,6 +5,9 @@
 //! last claim in it has expired, never on a read. After an error of a write or a sync nothing is appended to that file
 //! again, since what the kernel still holds of it is unknown; what was promised before stays readable.
 
+mod segment;
+mod writer;
+
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
@@ -19,9 +22,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::id::{KEY_LEN, Signer};
-use super::segment::{self, Disk, Machine};
-use super::writer::{Ask, Writer};
+use crate::claims::id::{KEY_LEN, Signer};
+use segment::{Disk, Machine};
+use writer::{Ask, Writer};
+
 use crate::config::model::{ClaimStore, Survives};
 use crate::error::{Error, Kind};
 
@@ -56,17 +60,18 @@ pub struct Store {
 }
 
 /// What readers and the writer both need.
-pub(super) struct Shared {
-    pub(super) name: String,
-    pub(super) folder: PathBuf,
-    pub(super) signer: Signer,
-    pub(super) ttl: Duration,
+struct Shared {
+    name: String,
+    folder: PathBuf,
+    signer: Signer,
+    ttl: Duration,
     /// Bytes on disk, and those that wait to be.
-    pub(super) used: AtomicU64,
+    used: AtomicU64,
 }
 
 impl Store {
-    /// Opens a store's folder, makes it if it is missing, and starts its thread.
+    /// Opens a store's folder, makes it if it is missing, and starts its thread. A reload that leaves a store as it is
+    /// must hand on the open one: the folder is locked.
     ///
     /// # Errors
     /// Whatever the file system refuses; `WouldBlock` if another store has the folder open.
@@ -75,11 +80,7 @@ impl Store {
     }
 
     /// Opens a store on another machine.
-    pub(super) fn open_on(
-        machine: Box<dyn Machine>,
-        config: &ClaimStore,
-        service: &str,
-    ) -> io::Result<Self> {
+    fn open_on(machine: Box<dyn Machine>, config: &ClaimStore, service: &str) -> io::Result<Self> {
         let folder = config.disk.clone();
         make_folder(&folder)?;
         let lock = lock(&folder)?;
@@ -246,7 +247,7 @@ impl fmt::Debug for Shared {
     }
 }
 
-pub(super) fn unavailable(detail: String) -> Error {
+fn unavailable(detail: String) -> Error {
     Error::new(Kind::ClaimStore, detail).after(AFTER)
 }
 

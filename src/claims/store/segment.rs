@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
-use super::id::Place;
+use crate::claims::id::Place;
 
 /// Bytes before a segment's first record.
 pub(super) const HEADER_LEN: usize = 32;

@@ -9,9 +9,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::id::Place;
 use super::segment::{self, Appended, HEADER_LEN, Machine, RECORD_LEN, Sealed};
-use super::store::{Claim, Shared, unavailable};
+use super::{Claim, Shared, unavailable};
+use crate::claims::id::Place;
 use crate::error::Error;
 
 /// Bytes after which a new segment is begun.
@@ -95,7 +95,7 @@ impl Writer {
     }
 
     /// Keeps a group, in as many parts as there are segments to begin, and tells its callers.
-    fn commit(&mut self, mut group: Vec<Ask>) {
+    pub(super) fn commit(&mut self, mut group: Vec<Ask>) {
         while !group.is_empty() {
             let now = self.machine.now();
             let part: Vec<Ask> = group.drain(..self.fitting(&group, now)).collect();
@@ -250,7 +250,7 @@ impl Writer {
     }
 
     /// Deletes the segments whose last claim has expired.
-    fn sweep(&mut self) {
+    pub(super) fn sweep(&mut self) {
         let now = self.machine.now();
         if self.open.as_ref().is_some_and(|open| now >= open.full) {
             self.seal();
@@ -274,7 +274,7 @@ impl Writer {
     }
 
     /// How long until a segment is due.
-    fn idle(&self) -> Duration {
+    pub(super) fn idle(&self) -> Duration {
         let sealed = self
             .sealed
             .iter()

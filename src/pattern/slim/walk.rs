@@ -1,235 +1,26 @@
-//! Key, slimming and projection of a JSON body in one pass over its bytes, without building a document.
-//!
-//! The rules:
-//!
-//! * Pointers (RFC 6901) are compared with unescaped member names. In an array a token is an index; `-` matches nothing.
-//! * What stays is copied byte for byte: numbers, escapes and inner whitespace as the caller sent them. Only the
-//!   containers on the way to a pointer are written anew, members in their old order, without whitespace between them.
-//! * An index means the same element before and after: an element that is cut leaves `null`, and only what follows the
-//!   last kept one vanishes. A container that `keep` empties vanishes too, except the root.
-//! * Of a member that is there twice the last one gives the key, as in most JSON readers; slimming treats all alike.
-//! * A body that is one string, number, boolean or null has no fields to choose from: it is refused as not fitting.
-//! * Containers that are walked into may be nested 128 deep. All others are skipped without recursion, so their depth
-//!   costs no stack.
+//! The one pass: a JSON parser driven along a tree of pointers, which copies what stays and names what is cut.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 
-use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
-use sha2::{Digest, Sha256};
 
-use super::key;
-use crate::config::model::{KeyMissing, KeyRule, Pointer, Publish, SlimRule};
+use super::tree::Node;
+use super::{CUT_BYTES_MAX, CUT_MAX};
 use crate::error::{Error, Kind};
 
-/// What was cut is named up to this many fields; above it the whole document is named (see [`Cut::fields`]).
-const CUT_MAX: usize = 64;
-/// And up to this many bytes of pointers, since they travel in a record's header.
-const CUT_BYTES_MAX: usize = 4096;
-/// Fields that one `?fields=` may ask for; above it the call is a 400.
-const FIELDS_MAX: usize = 64;
-
-/// What a route reads from a body and what it leaves of it, compiled once.
-#[derive(Debug, Clone)]
-pub struct Plan {
-    key: Option<KeyRule>,
-    missing: KeyMissing,
-    mode: Option<Mode>,
-    root: Node,
-}
-
-/// What one body gave.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Slimmed {
-    /// The record's key, if the body carries it. Shares the body's memory where it needs no unescaping.
-    pub key: Option<Bytes>,
-    /// What was made small; `None` where nothing had to be cut, so that no claim is needed.
-    pub cut: Option<Cut>,
-}
-
-/// A body made small.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cut {
-    /// The slim body: JSON, of the same outermost kind as the whole.
-    pub body: Bytes,
-    /// Pointers to what was cut, topmost only, in the body's order. One empty pointer, which is RFC 6901 for the whole
-    /// document, where they are more than 64 or longer than 4 KiB.
-    pub fields: Vec<String>,
-    /// SHA-256 of the whole body.
-    pub digest: [u8; 32],
-}
-
-impl Plan {
-    /// Compiles the key rule and the slim rule of a route.
-    pub fn new(key: Option<&KeyRule>, missing: KeyMissing, slim: Option<&SlimRule>) -> Self {
-        let mut root = Node::default();
-        if let Some(KeyRule::Body(pointer)) = key {
-            root.insert(&pointer.0, Role::Key);
-        }
-        let (mode, pointers) = match slim {
-            None => (None, &[][..]),
-            Some(SlimRule::Keep(pointers)) => (Some(Mode::Keep), &pointers[..]),
-            Some(SlimRule::Drop(pointers)) => (Some(Mode::Drop), &pointers[..]),
-        };
-        for pointer in pointers {
-            root.insert(&pointer.0, Role::Slim);
-        }
-        Self {
-            key: key.cloned(),
-            missing,
-            mode,
-            root,
-        }
-    }
-
-    /// Compiles the rules of a publish route.
-    pub fn of(publish: &Publish) -> Self {
-        let slim = publish.slim.as_ref().map(|slim| &slim.rule);
-        Self::new(publish.key.as_ref(), publish.key_missing, slim)
-    }
-
-    /// Whether the body must be JSON.
-    pub fn reads_body(&self) -> bool {
-        self.mode.is_some() || matches!(self.key, Some(KeyRule::Body(_)))
-    }
-
-    /// Reads the key and makes the body small, as far as the rules look into the body. A key from the head is
-    /// [`key::from_head`]'s.
-    ///
-    /// # Errors
-    /// [`Kind::NotJson`] for a body that a rule cannot look into, [`Kind::KeyMissing`] for one without its key unless
-    /// the route sends such calls in no order.
-    pub fn apply(&self, body: &Bytes) -> Result<Slimmed, Error> {
-        if !self.reads_body() {
-            return Ok(Slimmed {
-                key: None,
-                cut: None,
-            });
-        }
-        let mut walk = Walk::new(text_of(body)?, self.mode.unwrap_or(Mode::Drop));
-        let emit = if self.mode.is_some() {
-            Emit::Select
-        } else {
-            Emit::Silent
-        };
-        walk.run(&self.root, emit)?;
-        let mut key = None;
-        if let Some(rule @ KeyRule::Body(_)) = &self.key {
-            let found = walk.key.take().map(|text| match text {
-                Cow::Borrowed(text) => body.slice_ref(text.as_bytes()),
-                Cow::Owned(text) => Bytes::from(text),
-            });
-            key = key::require(found, rule, self.missing)?;
-        }
-        let cut = walk.cut.is_some().then(|| Cut {
-            body: Bytes::from(walk.out),
-            fields: walk.cut.fields,
-            digest: Sha256::digest(body).into(),
-        });
-        Ok(Slimmed { key, cut })
-    }
-
-    /// The record's key from wherever the rule says, given what [`Plan::apply`] found in the body.
-    ///
-    /// # Errors
-    /// [`Kind::KeyMissing`], as in [`Plan::apply`].
-    pub fn key(
-        &self,
-        slimmed: &Slimmed,
-        headers: &http::HeaderMap,
-        path: &str,
-    ) -> Result<Option<Bytes>, Error> {
-        match &self.key {
-            None => Ok(None),
-            Some(KeyRule::Body(_)) => Ok(slimmed.key.clone()),
-            Some(rule) => key::require(key::from_head(rule, headers, path), rule, self.missing),
-        }
-    }
-}
-
-/// A document with just these fields of a body, as [`SlimRule::Keep`] would leave it. Fields that are missing are left
-/// out; a field inside another one that is asked for adds nothing.
-///
-/// # Errors
-/// [`Kind::NotJson`] for a body that has no fields.
-pub fn project(body: &[u8], fields: &[Pointer]) -> Result<Vec<u8>, Error> {
-    let mut root = Node::default();
-    for pointer in fields {
-        root.insert(&pointer.0, Role::Slim);
-    }
-    let mut walk = Walk::new(text_of(body)?, Mode::Keep);
-    walk.run(&root, Emit::Select)?;
-    Ok(walk.out)
-}
-
-/// The pointers of `fields=/lines,/a/b` in a query, percent-encoded or not; `None` where it does not ask for fields. A
-/// member's name may hold a comma, as long as it does not end in one.
-///
-/// # Errors
-/// [`Kind::BadRequest`] for something that is no list of JSON pointers, and above 64 fields.
-pub fn fields_of(query: &str) -> Result<Option<Vec<Pointer>>, Error> {
-    let refuse = |detail: &'static str| Error::new(Kind::BadRequest, detail);
-    let Some(value) = query
-        .split('&')
-        .find_map(|pair| pair.strip_prefix("fields="))
-    else {
-        return Ok(None);
-    };
-    // Many clients encode the commas too, so they are looked for only after decoding.
-    let text = String::from_utf8(key::percent_decoded(value)).ok();
-    let Some(list) = text.as_deref().and_then(|text| text.strip_prefix('/')) else {
-        return Err(refuse(
-            "fields is not a list of JSON pointers like /lines,/a/b",
-        ));
-    };
-    if list.split(",/").nth(FIELDS_MAX).is_some() {
-        return Err(refuse("more than 64 fields are asked for"));
-    }
-    let token = |token: &str| token.replace("~1", "/").replace("~0", "~");
-    let pointer = |field: &str| Pointer(field.split('/').map(token).collect());
-    Ok(Some(list.split(",/").map(pointer).collect()))
-}
-
-fn text_of(body: &[u8]) -> Result<&str, Error> {
-    std::str::from_utf8(body)
-        .map_err(|cause| Error::new(Kind::NotJson, "the body is not UTF-8").because(cause))
-}
-
-/// One token of the pointers, and those that go on below it.
-#[derive(Debug, Clone, Default)]
-struct Node {
-    children: Vec<Child>,
-    key: bool,
-    key_below: bool,
-    slim: bool,
-    slim_below: bool,
-}
-
-#[derive(Debug, Clone)]
-struct Child {
-    name: String,
-    index: Option<usize>,
-    node: Node,
-}
-
+/// Which of the two slim rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Key,
-    Slim,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
+pub(super) enum Mode {
     Keep,
     Drop,
 }
 
 /// What becomes of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Emit {
+pub(super) enum Emit {
     /// It is written as it is.
     Copy,
     /// It is written as far as the pointers below it say.
@@ -238,50 +29,6 @@ enum Emit {
     Cut,
     /// Nothing is written: whoever holds it has decided already.
     Silent,
-}
-
-impl Node {
-    fn insert(&mut self, tokens: &[String], role: Role) {
-        let Some((token, rest)) = tokens.split_first() else {
-            match role {
-                Role::Key => self.key = true,
-                Role::Slim => self.slim = true,
-            }
-            return;
-        };
-        match role {
-            Role::Key => self.key_below = true,
-            Role::Slim => self.slim_below = true,
-        }
-        let place = self.children.iter().position(|child| child.name == *token);
-        let place = place.unwrap_or_else(|| {
-            // RFC 6901 section 4: an index has no leading zero and no sign.
-            let plain = token.bytes().all(|byte| byte.is_ascii_digit())
-                && (token == "0" || !token.starts_with('0'));
-            let index = if plain { token.parse().ok() } else { None };
-            self.children.push(Child {
-                name: token.clone(),
-                index,
-                node: Node::default(),
-            });
-            self.children.len() - 1
-        });
-        self.children[place].node.insert(rest, role);
-    }
-
-    fn member(&self, name: &str) -> Option<&Node> {
-        self.children
-            .iter()
-            .find(|child| child.name == name)
-            .map(|child| &child.node)
-    }
-
-    fn element(&self, index: usize) -> Option<&Node> {
-        self.children
-            .iter()
-            .find(|child| child.index == Some(index))
-            .map(|child| &child.node)
-    }
 }
 
 impl Mode {
@@ -298,8 +45,8 @@ impl Mode {
 
 /// Pointers to what was cut, as many as are named.
 #[derive(Debug, Default)]
-struct CutList {
-    fields: Vec<String>,
+pub(super) struct CutList {
+    pub(super) fields: Vec<String>,
     bytes: usize,
     over: bool,
 }
@@ -327,25 +74,25 @@ impl CutList {
         }
     }
 
-    fn is_some(&self) -> bool {
+    pub(super) fn is_some(&self) -> bool {
         !self.fields.is_empty()
     }
 }
 
 /// The state of one pass. `pos` is where the parser stands: raw spans say where a value ended, and between two values
 /// of a valid document there is only punctuation.
-struct Walk<'t> {
+pub(super) struct Walk<'t> {
     text: &'t str,
     pos: usize,
     mode: Mode,
-    out: Vec<u8>,
-    cut: CutList,
-    key: Option<Cow<'t, str>>,
+    pub(super) out: Vec<u8>,
+    pub(super) cut: CutList,
+    pub(super) key: Option<Cow<'t, str>>,
     path: String,
 }
 
 impl<'t> Walk<'t> {
-    fn new(text: &'t str, mode: Mode) -> Self {
+    pub(super) fn new(text: &'t str, mode: Mode) -> Self {
         let (out, cut, path) = (Vec::new(), CutList::default(), String::new());
         Self {
             text,
@@ -358,7 +105,7 @@ impl<'t> Walk<'t> {
         }
     }
 
-    fn run(&mut self, root: &Node, emit: Emit) -> Result<(), Error> {
+    pub(super) fn run(&mut self, root: &Node, emit: Emit) -> Result<(), Error> {
         self.skip(b"");
         let opening = self.text.as_bytes().get(self.pos).copied();
         let mut parser = serde_json::Deserializer::from_str(self.text);
@@ -652,6 +399,3 @@ impl Walk<'_> {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;
