@@ -18,9 +18,9 @@ pub type Request = http::Request<Body>;
 /// A response whose body streams.
 pub type Response = http::Response<Body>;
 /// What a door hands its calls to. Always ready: limits are kept inside.
-pub type Handler = BoxCloneSyncService<Call, Response, Infallible>;
+pub type Handler = BoxCloneSyncService<Box<Call>, Response, Infallible>;
 
-/// One call on its way through the stages.
+/// One call on its way through the stages. It travels in a box: every stage moves it once or twice.
 #[derive(Debug)]
 pub struct Call {
     /// When its head was read; its deadline counts from here.

@@ -16,9 +16,9 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const CALLS: usize = 2_000;
 /// A GET of eight headers with a 1 KiB answer. A change that needs more must say why, here.
-const ALLOCATIONS_MAX: usize = 40;
-/// The stream buffers of both sides are among them.
-const BYTES_MAX: usize = 32 << 10;
+const ALLOCATIONS_MAX: usize = 20;
+/// Two read buffers of hyper's, 8 KiB each, are among them.
+const BYTES_MAX: usize = 24 << 10;
 
 #[test]
 fn a_forwarded_call_costs_a_counted_handful_of_allocations() {
@@ -48,7 +48,8 @@ fn count(outbound: SocketAddr) {
     assert!(each + again <= ALLOCATIONS_MAX, "{each} allocations and {again} reallocations a call");
     assert!(bytes <= BYTES_MAX, "{bytes} bytes a call");
     let kept = counted.bytes_allocated as isize - counted.bytes_deallocated as isize;
-    assert!(kept.unsigned_abs() < CALLS * 16, "{kept} bytes are still held after {CALLS} calls");
+    // A histogram holds one sample of 16 bytes a call until its next upkeep.
+    assert!(kept.unsigned_abs() < CALLS * 32, "{kept} bytes are still held after {CALLS} calls");
 }
 
 async fn start(app: SocketAddr) -> Sidecar {

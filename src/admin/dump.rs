@@ -51,7 +51,7 @@ struct InFlight<'a> {
 /// The admin door's handler. It listens on loopback, but a page in a browser on the same machine can reach that too: so
 /// the Host must be an address or `localhost`, and a request that a page made is refused.
 pub fn admin_handler(dump: Arc<Dump>) -> Handler {
-    Handler::new(service_fn(move |call: Call| {
+    Handler::new(service_fn(move |call: Box<Call>| {
         let dump = Arc::clone(&dump);
         async move {
             let (method, path) = asked(&call);

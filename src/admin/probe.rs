@@ -38,7 +38,7 @@ impl Probe {
 
 /// The probe door's handler.
 pub fn probe_handler(probe: Arc<Probe>) -> Handler {
-    Handler::new(service_fn(move |call: Call| {
+    Handler::new(service_fn(move |call: Box<Call>| {
         let probe = Arc::clone(&probe);
         async move {
             let (method, path) = asked(&call);

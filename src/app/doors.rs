@@ -36,7 +36,7 @@ pub(super) struct InboundDoor {
 }
 
 impl OutboundDoor {
-    pub(super) async fn call(&self, mut call: Call) -> Outcome {
+    pub(super) async fn call(&self, mut call: Box<Call>) -> Outcome {
         if let Err(error) = head::canonical(&mut call.request) {
             return Outcome { result: Err(error), meters: Arc::clone(&self.unrouted) };
         }
@@ -48,7 +48,7 @@ impl OutboundDoor {
         self.live.load_full().call(call).await
     }
 
-    async fn reserved(&self, call: Call) -> Result<Response, Error> {
+    async fn reserved(&self, call: Box<Call>) -> Result<Response, Error> {
         let (parts, _) = call.request.into_parts();
         only_get(&parts.method)?;
         match below(parts.uri.path()) {
@@ -75,7 +75,7 @@ impl OutboundDoor {
 }
 
 impl InboundDoor {
-    pub(super) async fn call(&self, mut call: Call) -> Outcome {
+    pub(super) async fn call(&self, mut call: Box<Call>) -> Outcome {
         if let Err(error) = head::canonical(&mut call.request) {
             return Outcome { result: Err(error), meters: Arc::clone(&self.unrouted) };
         }
@@ -90,7 +90,7 @@ impl InboundDoor {
         Outcome { result, meters: Arc::clone(&self.meters) }
     }
 
-    async fn reserved(&self, call: Call) -> Result<Response, Error> {
+    async fn reserved(&self, call: Box<Call>) -> Result<Response, Error> {
         only_get(call.request.method())?;
         match below(call.request.uri().path()) {
             ("claims", id) => Ok(document(StatusCode::OK, self.claims.fetch(id).await?, None)),

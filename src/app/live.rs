@@ -86,7 +86,7 @@ impl Live {
     }
 
     /// Finds a call's route and runs its pattern.
-    pub(crate) async fn call(&self, call: Call) -> Outcome {
+    pub(crate) async fn call(&self, call: Box<Call>) -> Outcome {
         let facts = Facts::of(&call.request);
         let Some(running) = self.table.find(&facts).and_then(|at| self.routes.get(at)) else {
             let error = self.no_route(&facts);

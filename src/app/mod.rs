@@ -159,18 +159,18 @@ impl Sidecar {
                 reserved: Meters::new(&parts.metrics, "outbound", "(wayside)", "-"),
             });
             let keeper = self.keeper(config, "outbound", &self.outbound_gate, &parts.unrouted);
-            let handler = stack::stack(keeper, move |call: Call| {
+            let handler = stack::stack(keeper, move |call: Box<Call>| {
                 let door = Arc::clone(&door);
-                async move { door.call(call).await }
+                async move { Ok(door.call(call).await) }
             });
             self.accept(config, listener, "outbound", handler);
         }
         if let Some(listener) = listeners.inbound {
             let door = Arc::new(self.inbound(config, &parts).await);
             let keeper = self.keeper(config, "inbound", &inbound_gate, &door.unrouted);
-            let handler = stack::stack(keeper, move |call: Call| {
+            let handler = stack::stack(keeper, move |call: Box<Call>| {
                 let door = Arc::clone(&door);
-                async move { door.call(call).await }
+                async move { Ok(door.call(call).await) }
             });
             self.accept(config, listener, "inbound", handler);
         }

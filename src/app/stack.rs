@@ -18,6 +18,9 @@ use crate::lifecycle;
 use crate::reply::{headers, rescue};
 use crate::service::{Call, Gate, Handler, Meters, Outcome, Response};
 
+/// Bytes of one call's future, all layers and the pattern together.
+const FUTURE_MAX: usize = 3072;
+
 /// What the layers of one door share.
 pub(super) struct Keeper {
     /// The name in Proxy-Status: `wayside-SERVICE`.
@@ -42,8 +45,8 @@ struct Answered {
 /// Puts the layers around `dispatch`, which routes a call and runs its pattern.
 pub(super) fn stack<D, F>(keeper: Keeper, dispatch: D) -> Handler
 where
-    D: Fn(Call) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = Outcome> + Send + 'static,
+    D: Fn(Box<Call>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Result<Outcome, Infallible>> + Send + 'static,
 {
     let keeper = Arc::new(keeper);
     let (observing, rescuing, catching, admitting) =
@@ -57,16 +60,24 @@ where
         .layer(Around(move |inner, call| catch(Arc::clone(&catching), inner, call)))
         // Innermost: a refusal for overload must be cheap, yet counted and answered like the others.
         .layer(Around(move |inner, call| admit(Arc::clone(&admitting), inner, call)))
-        .service(service_fn(move |call| {
-            let outcome = dispatch(call);
-            async move { Ok::<_, Infallible>(outcome.await) }
-        }));
+        .service(service_fn(dispatch));
+    boxed(stack)
+}
+
+/// Boxes the stack. Its future is made, moved and freed once a call: a large one costs more than everything the layers
+/// do, and an innocent line (a future passed by value to an async function) doubles it.
+fn boxed<S>(stack: S) -> Handler
+where
+    S: Service<Box<Call>, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static,
+    S::Future: Send,
+{
+    const { assert!(size_of::<S::Future>() <= FUTURE_MAX) };
     BoxCloneSyncService::new(stack)
 }
 
-async fn observe<S>(keeper: Arc<Keeper>, mut inner: S, call: Call) -> Result<Response, Infallible>
+async fn observe<S>(keeper: Arc<Keeper>, mut inner: S, call: Box<Call>) -> Result<Response, Infallible>
 where
-    S: Service<Call, Response = Answered, Error = Infallible>,
+    S: Service<Box<Call>, Response = Answered, Error = Infallible>,
 {
     let (started, trace) = (call.started, call.trace.clone());
     let (method, uri) = (call.request.method().clone(), call.request.uri().clone());
@@ -110,9 +121,9 @@ where
     Ok(response)
 }
 
-async fn answer<S>(keeper: Arc<Keeper>, mut inner: S, call: Call) -> Result<Answered, Infallible>
+async fn answer<S>(keeper: Arc<Keeper>, mut inner: S, call: Box<Call>) -> Result<Answered, Infallible>
 where
-    S: Service<Call, Response = Outcome, Error = Infallible>,
+    S: Service<Box<Call>, Response = Outcome, Error = Infallible>,
 {
     let trace = call.trace.clone();
     let Outcome { result, meters } = inner.call(call).await?;
@@ -125,9 +136,9 @@ where
     })
 }
 
-async fn catch<S>(keeper: Arc<Keeper>, mut inner: S, call: Call) -> Result<Outcome, Infallible>
+async fn catch<S>(keeper: Arc<Keeper>, mut inner: S, call: Box<Call>) -> Result<Outcome, Infallible>
 where
-    S: Service<Call, Response = Outcome, Error = Infallible>,
+    S: Service<Box<Call>, Response = Outcome, Error = Infallible>,
 {
     match lifecycle::catch(inner.call(call)).await {
         Ok(outcome) => outcome,
@@ -139,9 +150,9 @@ where
     }
 }
 
-async fn admit<S>(keeper: Arc<Keeper>, mut inner: S, mut call: Call) -> Result<Outcome, Infallible>
+async fn admit<S>(keeper: Arc<Keeper>, mut inner: S, mut call: Box<Call>) -> Result<Outcome, Infallible>
 where
-    S: Service<Call, Response = Outcome, Error = Infallible>,
+    S: Service<Box<Call>, Response = Outcome, Error = Infallible>,
 {
     call.permit = keeper.gate.enter();
     if call.permit.is_some() {
@@ -170,10 +181,10 @@ impl<S, F: Clone> Layer<S> for Around<F> {
     }
 }
 
-impl<S, F, R, Fut> Service<Call> for Wrapped<S, F>
+impl<S, F, R, Fut> Service<Box<Call>> for Wrapped<S, F>
 where
     S: Clone,
-    F: Fn(S, Call) -> Fut,
+    F: Fn(S, Box<Call>) -> Fut,
     Fut: Future<Output = Result<R, Infallible>>,
 {
     type Response = R;
@@ -185,7 +196,7 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, call: Call) -> Fut {
+    fn call(&mut self, call: Box<Call>) -> Fut {
         (self.run)(self.inner.clone(), call)
     }
 }

@@ -11,6 +11,9 @@ pub use signals::{Signal, Signals};
 pub use workers::{Workers, shard};
 
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -31,17 +34,28 @@ where
 ///
 /// # Errors
 /// The panic's message.
-pub async fn catch<F: Future>(future: F) -> Result<F::Output, String> {
-    let mut future = std::pin::pin!(future);
-    std::future::poll_fn(|cx| {
+pub fn catch<F: Future>(future: F) -> impl Future<Output = Result<F::Output, String>> {
+    Catch { future }
+}
+
+pin_project_lite::pin_project! {
+    // Not an async function: that would hold the future twice, once as its argument and once while it waits.
+    struct Catch<F> {
+        #[pin]
+        future: F,
+    }
+}
+
+impl<F: Future> Future for Catch<F> {
+    type Output = Result<F::Output, String>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         // After a panic the future is never polled again, so nothing half-changed is looked at.
-        let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| future.as_mut().poll(cx)));
-        match polled {
+        match catch_unwind(AssertUnwindSafe(|| self.project().future.poll(cx))) {
             Ok(poll) => poll.map(Ok),
-            Err(panic) => std::task::Poll::Ready(Err(message(&*panic))),
+            Err(panic) => Poll::Ready(Err(message(&*panic))),
         }
-    })
-    .await
+    }
 }
 
 fn message(panic: &(dyn std::any::Any + Send)) -> String {

@@ -100,9 +100,9 @@ struct Calls(RefCell<Handler>);
 impl HyperService<http::Request<Incoming>> for Calls {
     type Response = Response;
     type Error = Infallible;
-    type Future = <Handler as Service<Call>>::Future;
+    type Future = <Handler as Service<Box<Call>>>::Future;
 
     fn call(&self, request: http::Request<Incoming>) -> Self::Future {
-        self.0.borrow_mut().call(Call::new(request.map(Body::incoming)))
+        self.0.borrow_mut().call(Box::new(Call::new(request.map(Body::incoming))))
     }
 }

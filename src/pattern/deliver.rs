@@ -76,12 +76,12 @@ impl Deliver {
 
     async fn send(&self, delivery: &Delivery, attempt: u32) -> Result<(Verdict, u16), Error> {
         let request = self.request(delivery, attempt).await?;
-        let call = Call {
+        let call = Box::new(Call {
             started: tokio::time::Instant::now(),
             trace: delivery.trace.clone(),
             request,
             permit: None,
-        };
+        });
         let response = self.forward.call(call).await?;
         let (head, body) = response.into_parts();
         // A broken answer is no answer: the app may not have finished.

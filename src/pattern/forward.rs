@@ -73,8 +73,8 @@ impl Forward {
     ///
     /// # Errors
     /// Where no answer began: the error of the last try, or [`Kind::Deadline`].
-    pub async fn call(&self, call: Call) -> Result<Response, Error> {
-        let Call { started, mut request, permit, .. } = call;
+    pub async fn call(&self, call: Box<Call>) -> Result<Response, Error> {
+        let Call { started, mut request, permit, .. } = *call;
         let idempotent = self.idempotent || hop::is_idempotent(request.method());
         if hop::last_hop(&mut request) {
             return last_hop(&request);
@@ -137,9 +137,12 @@ impl Forward {
             let request = source.take()?;
             let reused = connection.reused;
             let open = Open::at(&endpoint);
-            let head = async { connection.send(request).await };
-            let head = self.head(head, source.has_body.then_some(&source.sent), limit, timer.as_mut()).await;
-            match head {
+            let uploading = source.has_body.then_some(&source.sent);
+            let answered = {
+                let head = pin!(connection.send(request));
+                self.head(head, uploading, limit, timer.as_mut()).await
+            };
+            match answered {
                 Ok(Ok(response)) => return Ok(Answer { response, connection, open }),
                 Ok(Err(failed)) => {
                     source.ready = failed.unsent.map(|request| *request);
@@ -166,12 +169,11 @@ impl Forward {
     /// steps of itself while the body is still on its way.
     async fn head<F: Future>(
         &self,
-        head: F,
+        mut head: Pin<&mut F>,
         uploading: Option<&Sent>,
         limit: Instant,
         mut timer: Pin<&mut Sleep>,
     ) -> Result<F::Output, Error> {
-        let mut head = pin!(head);
         let mut until = limit.min(Instant::now() + self.timeouts.head);
         loop {
             if let Some(ended) = within(timer.as_mut(), until, head.as_mut()).await {

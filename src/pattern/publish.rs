@@ -107,7 +107,7 @@ impl Publish {
     ///
     /// # Errors
     /// The caller's faults before anything is kept or sent; the claim store's before anything is sent; the broker's.
-    pub async fn call(&self, call: Call) -> Result<Response, Error> {
+    pub async fn call(&self, call: Box<Call>) -> Result<Response, Error> {
         let published = self.publish(call).await;
         match &published {
             Ok(_) => self.meters.replicated.increment(1),
@@ -116,8 +116,8 @@ impl Publish {
         published
     }
 
-    async fn publish(&self, call: Call) -> Result<Response, Error> {
-        let Call { request, trace, permit: _until_the_end, .. } = call;
+    async fn publish(&self, call: Box<Call>) -> Result<Response, Error> {
+        let Call { request, trace, permit: _until_the_end, .. } = *call;
         let accepted_at = SystemTime::now();
         let (head, body) = request.into_parts();
         let body = self.read(body).await?;
