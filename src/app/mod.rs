@@ -21,6 +21,7 @@ use http::HeaderValue;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::admin::{Dump, Probe, admin_handler, probe_handler};
@@ -215,7 +216,7 @@ impl Sidecar {
 
     fn hydrate(&self, config: &Config) -> Hydrate {
         let live = Arc::clone(&self.live);
-        let services = Arc::new(move || live.load().services.clone());
+        let services = Arc::new(move |name: &str| live.load().services.get(name).cloned());
         let claims = Arc::clone(&self.parts.claims);
         Hydrate::new(&config.service, claims, services, config.limits.claim, &self.metrics)
     }
@@ -302,10 +303,12 @@ impl Sidecar {
         let within = self.live.load().config.drain;
         let deadline = Instant::now() + within;
         self.ready.draining();
-        let mut clean = true;
+        // All groups at once: one whose broker is slow must not use up the others' time.
+        let mut leaving = JoinSet::new();
         for consumer in std::mem::take(&mut self.consumers) {
-            clean &= consumer.stop(deadline.saturating_duration_since(Instant::now())).await.is_ok();
+            leaving.spawn(consumer.stop(deadline.saturating_duration_since(Instant::now())));
         }
+        let mut clean = leaving.join_all().await.iter().all(Result::is_ok);
         self.drains.inbound.begin();
         clean &= self.drains.inbound.finished(deadline).await;
         self.wait_for_quiet(deadline).await;

@@ -162,10 +162,10 @@ pub struct Timeouts {
     /// The whole call, tries and backoff included, until the answer's last byte; default 15 s.
     #[serde(serialize_with = "duration")]
     pub whole: Duration,
-    /// TCP connect of one try; default 1 s.
+    /// TCP connect of one try; default 1 s, or `per_try` if that is shorter.
     #[serde(serialize_with = "duration")]
     pub connect: Duration,
-    /// From the request's last byte to the answer's head, in one try; default: `whole`.
+    /// From the request's last byte to the answer's head, in one try; default: `per_try`.
     #[serde(serialize_with = "duration")]
     pub head: Duration,
     /// One try, connect included, until its head; default: `whole`.

@@ -53,9 +53,10 @@ pub enum SetupError {
     NoTopic(String),
 }
 
-/// Largest record that is sent unless `message.max.bytes` says otherwise: a body of the default 1 MiB with its
-/// headers. A broker with its own default takes that much only if it compresses; it says so itself.
-pub(super) const RECORD_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Largest record that the native client can be told to take; the least is a body of the default 1 MiB with its
+/// headers. In between it is `kafka.queue_max`, unless `message.max.bytes` says otherwise: how large a record may be is
+/// the broker's to say, and a dead letter must not fail at a limit of ours that its origin never had.
+const RECORD_BYTES_RANGE: (usize, usize) = (2 * 1024 * 1024, 1_000_000_000);
 
 /// Records that may wait in the producer.
 pub(super) const QUEUE_RECORDS_MAX: usize = 50_000;
@@ -175,7 +176,8 @@ pub(super) fn producer_config(
         "queue.buffering.max.messages",
         QUEUE_RECORDS_MAX.to_string(),
     );
-    config.set("message.max.bytes", RECORD_BYTES_MAX.to_string());
+    let (least, most) = RECORD_BYTES_RANGE;
+    config.set("message.max.bytes", kafka.queue_max.clamp(least, most).to_string());
     apply(&mut config, kafka)?;
     Ok(config)
 }

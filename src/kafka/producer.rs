@@ -16,7 +16,7 @@ use rdkafka::message::{DeliveryResult, Header as NativeHeader, Message as _, Own
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 use tokio::time::Instant;
 
-use super::client::{self, Bootstrap, QUEUE_RECORDS_MAX, RECORD_BYTES_MAX, Reporter, SetupError};
+use super::client::{self, Bootstrap, QUEUE_RECORDS_MAX, Reporter, SetupError};
 use super::link::{Link, Task};
 use super::record::Header;
 use super::slots::{Slots, Ticket};
@@ -155,7 +155,7 @@ impl Producer {
             slots: Arc::new(Slots::new(QUEUE_RECORDS_MAX)),
             link: Arc::new(Link::new()),
             config,
-            record_max: record_max.unwrap_or(RECORD_BYTES_MAX),
+            record_max: record_max.unwrap_or(kafka.queue_max),
             topic: OnceLock::new(),
         });
         shared.native.store(Some(Arc::new(shared.connect()?)));

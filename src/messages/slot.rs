@@ -165,9 +165,9 @@ pub struct Timeline {
 
 impl Timeline {
     /// The document at a message's `Location`.
-    pub fn to_json(&self) -> Vec<u8> {
+    pub fn to_json(&self) -> serde_json::Value {
         // Numbers and known words only: there is nothing that could fail to be written.
-        serde_json::to_vec(self).unwrap_or_default()
+        serde_json::to_value(self).unwrap_or_default()
     }
 }
 

@@ -41,7 +41,7 @@ fn a_timeline_is_shown_as_its_document() {
         Event::at(at(20), What::Delivered).attempt(1).status(503),
     );
     timelines.record(id, Event::at(at(1020), What::Done).attempt(2).status(200));
-    let json = String::from_utf8(known(&timelines, id).to_json()).unwrap();
+    let json = serde_json::to_string(&known(&timelines, id)).unwrap();
     assert_eq!(
         json,
         concat!(

@@ -3,7 +3,6 @@
 //! A record says only which service kept a claim. It is asked for at the addresses which the configuration gives that
 //! service and at no other, so no message can make this sidecar call somewhere.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,8 +29,8 @@ const FETCH: Duration = Duration::from_secs(5);
 /// How long a connection for it may take.
 const CONNECT: Duration = Duration::from_secs(1);
 
-/// The services as they are configured now; a reload changes them.
-pub type Services = Arc<dyn Fn() -> HashMap<String, Arc<Upstream>> + Send + Sync>;
+/// Finds a service as it is configured now; a reload changes that.
+pub type Services = Arc<dyn Fn(&str) -> Option<Arc<Upstream>> + Send + Sync>;
 
 /// Fetches claims.
 pub struct Hydrate {
@@ -128,7 +127,7 @@ impl Hydrate {
             return verified(body, reference);
         }
         let deadline = Instant::now() + FETCH;
-        let upstream = (self.services)().get(&reference.origin).cloned().ok_or_else(|| {
+        let upstream = (self.services)(&reference.origin).ok_or_else(|| {
             let detail = format!("the claim is kept by `{}`, which `services` does not name", reference.origin);
             Error::new(Kind::Unresolved, detail)
         })?;

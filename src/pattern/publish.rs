@@ -18,7 +18,7 @@ use crate::body::Body;
 use crate::claims::{Claim, Stores};
 use crate::config::model::{ClaimIndex, HeaderRule, Publish as Rule, Survives};
 use crate::error::{Error, Kind};
-use crate::kafka::producer::{Ack, Outgoing, Producer};
+use crate::kafka::producer::{Ack, Outgoing, Producer, PublishError};
 use crate::kafka::record::{self, ClaimRef, Message};
 use crate::messages::{Event, Timelines, What};
 use crate::reply::accepted::{self, Accepted, ClaimKept};
@@ -160,6 +160,10 @@ impl Publish {
         let (Some(cut), Some((store, _))) = (slimmed.cut, self.claim) else {
             return Ok(Draft { key, value: body, claim: None, saved: 0 });
         };
+        if self.sender.producer.is_away() {
+            // Otherwise the bodies of refused calls would fill the store.
+            return Err(PublishError::BrokerAway.into());
+        }
         let saved = body.len().saturating_sub(cut.body.len());
         let claim = self.sender.claims.keep(store, body, cut.digest).await?;
         Ok(Draft { key, value: cut.body, claim: Some((claim, cut.fields)), saved })

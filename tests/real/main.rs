@@ -1,1 +1,60 @@
-fn main(){}
+//! The promises against the real thing: Apache Kafka, two `wayside run` processes, two small apps, kcat, kill -9.
+//!
+//! Without Java, Maven or kcat the tests say so in one line and pass; with `CI` set that is a failure.
+//! `tests/README.md` tells how to run one.
+
+#[path = "../support/mod.rs"]
+#[cfg(test)]
+#[allow(
+    dead_code,
+    reason = "each test binary uses its part of what they share"
+)]
+mod support;
+
+#[cfg(test)]
+mod sidecar;
+
+mod delivery;
+mod event;
+mod outage;
+mod publish;
+mod world;
+
+use std::sync::Once;
+
+use tokio::sync::OnceCell;
+
+use support::kafka::{self, Kafka};
+use support::process::announce;
+
+/// The broker that the tests share, each with topics and groups of its own names; `None` where it cannot run.
+async fn broker() -> Option<&'static Kafka> {
+    // No drop runs for a static: the shell beside the broker ends it when this process leaves.
+    static SHARED: OnceCell<Kafka> = OnceCell::const_new();
+    let jars = jars().await?;
+    Some(SHARED.get_or_init(|| Kafka::start(jars)).await)
+}
+
+/// A broker for a test that kills it; `None` where it cannot run.
+async fn own_broker() -> Option<Kafka> {
+    Some(Kafka::start(jars().await?).await)
+}
+
+async fn jars() -> Option<std::path::PathBuf> {
+    static SAID: Once = Once::new();
+    match kafka::jars().await {
+        Ok(jars) => Some(jars),
+        Err(missing) => {
+            assert!(
+                std::env::var_os("CI").is_none(),
+                "CI runs every test of tests/real: {missing}"
+            );
+            SAID.call_once(|| {
+                announce(&format!(
+                    "real: NOT RUN, every test that needs a broker is skipped: {missing}"
+                ))
+            });
+            None
+        }
+    }
+}

@@ -86,10 +86,19 @@ impl App {
         Self::by(|_| Answer::ok()).await
     }
 
+    /// Starts an app that asks `rule`, at an address that is known before.
+    pub(crate) async fn at(address: SocketAddr, rule: impl Fn(&Seen) -> Answer + Send + Sync + 'static) -> Self {
+        Self::start_at(address, Rule::By(Box::new(rule))).await
+    }
+
     async fn start(rule: Rule) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0")
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), rule).await
+    }
+
+    async fn start_at(address: SocketAddr, rule: Rule) -> Self {
+        let listener = TcpListener::bind(address)
             .await
-            .expect("loopback has a free port");
+            .expect("the port is free");
         let address = listener.local_addr().expect("the socket is bound");
         let world = Arc::new(World {
             rule,
@@ -102,6 +111,14 @@ impl App {
             world,
             accepting,
         }
+    }
+
+    /// An address of loopback where nobody listens, below the range that the kernel takes outgoing ports from.
+    pub(crate) fn nowhere() -> SocketAddr {
+        let ports = std::iter::repeat_with(|| 20_000 + fastrand::u16(..10_000));
+        let mut addresses = ports.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let free = addresses.find(|address| std::net::TcpListener::bind(address).is_ok());
+        free.expect("loopback has a free port")
     }
 
     /// Every call so far, in order of their last byte.
