@@ -11,9 +11,11 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
 use crate::config::model::Subscription as Rule;
+use crate::error::{Error, Kind};
 use crate::kafka::lanes::{Lane, Received};
 use crate::kafka::producer::Producer;
 use crate::kafka::record::{self, Position};
+use crate::lifecycle;
 use crate::messages::{Event, Timelines, What};
 use crate::pattern::dead_letter::{self, Obituary};
 use crate::pattern::deliver::{Attempted, Deliver, Delivery};
@@ -48,6 +50,7 @@ struct Meters {
     dead: Counter,
     dropped: Counter,
     not_delivered: Counter,
+    panics: Counter,
 }
 
 /// Counts one open lane.
@@ -90,6 +93,7 @@ impl Subscription {
                 dead: verdict("dead-letter"),
                 dropped: verdict("drop"),
                 not_delivered: verdict("not-delivered"),
+                panics: metrics.counter(&names::PANICS, &[]),
             },
             rule: rule.clone(),
             deliver,
@@ -121,53 +125,64 @@ impl Subscription {
         let first = SystemTime::now();
         let (mut made, mut missed) = (0_u32, 0_u32);
         loop {
-            let attempted = self.attempt(&delivery, made + 1).await;
+            let Some(attempted) = self.attempt(lane, &delivery, made + 1).await else { return Ending::Interrupted };
             self.note(&delivery, &attempted, made + 1);
-            let wait = match &attempted.verdict {
+            let (why, wait) = match &attempted.verdict {
                 Verdict::Done | Verdict::Drop => return Ending::Final,
                 Verdict::NotDelivered => {
                     missed += 1;
-                    retry::wait(PROBE, missed, fastrand::f64()).max(PROBE.first)
+                    (None, retry::wait(PROBE, missed, fastrand::f64()).max(PROBE.first))
                 }
                 Verdict::Retry(at_least) => {
                     (made, missed) = (made + 1, 0);
-                    if made >= self.rule.retry.attempts && self.rule.dead_letter.is_some() {
-                        let why = reason(&attempted);
-                        return self.bury(lane, received, &delivery, Grave { why, attempted, made, first }).await;
-                    }
-                    retry::wait(self.rule.retry.backoff, made, fastrand::f64()).max(at_least.unwrap_or_default())
+                    let used_up = (made >= self.rule.retry.attempts).then(|| reason(&attempted));
+                    let wait = retry::wait(self.rule.retry.backoff, made, fastrand::f64());
+                    (used_up, wait.max(at_least.unwrap_or_default()))
                 }
                 Verdict::DeadLetter(why) => {
                     made += 1;
-                    let why = why.clone();
-                    if self.rule.dead_letter.is_some() {
-                        return self.bury(lane, received, &delivery, Grave { why, attempted, made, first }).await;
-                    }
-                    // Nowhere to go: kept and tried for ever, with an alarm each time.
-                    self.rule.retry.backoff.longest
+                    // Without a place for dead letters: kept and tried for ever, with an alarm each time.
+                    (Some(why.clone()), self.rule.retry.backoff.longest)
                 }
             };
+            if let (Some(why), Some(topic)) = (why, &self.rule.dead_letter) {
+                let grave = Grave { topic, why, status: attempted.status, made, first };
+                return self.bury(lane, received, &delivery, grave).await;
+            }
             if interrupted(lane, wait).await {
                 return Ending::Interrupted;
             }
         }
     }
 
-    async fn attempt(&self, delivery: &Delivery, number: u32) -> Attempted {
-        // The semaphore is never closed, so there is always a place in the end.
-        let _place = self.places.acquire().await;
+    /// One attempt; `None` if the lane ended before its turn came. Once begun it may finish.
+    async fn attempt(&self, lane: &Lane, delivery: &Delivery, number: u32) -> Option<Attempted> {
+        let _place = tokio::select! {
+            biased;
+            () = lane.revoked() => return None,
+            // The semaphore is never closed, so there is always a place in the end.
+            place = self.places.acquire() => place,
+        };
         let begun = Instant::now();
-        let attempted = self.deliver.attempt(delivery, number).await;
+        // A defect costs an attempt. It must not end the lane: nobody would deliver its partition until a rebalance.
+        let attempted = match lifecycle::catch(self.deliver.attempt(delivery, number)).await {
+            Ok(attempted) => attempted,
+            Err(panic) => {
+                self.meters.panics.increment(1);
+                let error = Error::new(Kind::Internal, "a fault of this sidecar").because(panic);
+                Attempted { verdict: Verdict::Retry(None), status: None, error: Some(error) }
+            }
+        };
         self.meters.seconds.record(begun.elapsed());
-        attempted
+        Some(attempted)
     }
 
     /// Writes a message to the dead letters, however long the broker takes: until then it is not final.
-    async fn bury(&self, lane: &Lane, received: &Received, delivery: &Delivery, grave: Grave) -> Ending {
-        let Some(topic) = self.rule.dead_letter.as_deref() else { return Ending::Interrupted };
+    async fn bury(&self, lane: &Lane, received: &Received, delivery: &Delivery, grave: Grave<'_>) -> Ending {
+        let topic = grave.topic;
         let obituary = Obituary {
             reason: &grave.why,
-            status: grave.attempted.status,
+            status: grave.status,
             attempts: grave.made,
             first: grave.first,
             group: &self.rule.group,
@@ -187,7 +202,8 @@ impl Subscription {
             }
         }
         self.meters.dead.increment(1);
-        self.timelines.record(delivery.id, Event::now(What::Dead).place(received.partition, received.offset));
+        let dead = Event { status: grave.status, ..Event::now(What::Dead) };
+        self.timelines.record(delivery.id, dead.place(received.partition, received.offset));
         tracing::warn!(
             id = %delivery.id, topic, reason = grave.why, attempts = grave.made, trace = delivery.trace.id(),
             "message moved to the dead letters"
@@ -207,13 +223,13 @@ impl Subscription {
         match &attempted.verdict {
             Verdict::Done => {
                 self.meters.done.increment(1);
-                timelines.record(delivery.id, Event::now(What::Done));
+                timelines.record(delivery.id, Event { status: attempted.status, ..Event::now(What::Done) });
                 tracing::debug!(id = %delivery.id, topic = self.rule.topic, attempt, trace = delivery.trace.id(), "message done");
                 return;
             }
             Verdict::Drop => {
                 self.meters.dropped.increment(1);
-                timelines.record(delivery.id, Event::now(What::Dropped));
+                timelines.record(delivery.id, Event { status: attempted.status, ..Event::now(What::Dropped) });
             }
             Verdict::Retry(_) => self.meters.retry.increment(1),
             Verdict::NotDelivered => self.meters.not_delivered.increment(1),
@@ -234,9 +250,10 @@ impl Subscription {
 }
 
 /// What is told of a message that is given up.
-struct Grave {
+struct Grave<'a> {
+    topic: &'a str,
     why: String,
-    attempted: Attempted,
+    status: Option<u16>,
     made: u32,
     first: SystemTime,
 }

@@ -29,8 +29,8 @@ pub const GROUP: &str = "wayside-dead-group";
 
 /// Bytes of the reason; a longer one is cut, so that a dead letter never outgrows what its origin was allowed.
 const REASON_MAX: usize = 512;
-/// Headers of this kind that one record may have.
-const TOLD_MAX: usize = 16;
+/// All of them.
+const TOLD: [&str; 7] = [REASON, STATUS, ATTEMPTS, FIRST, LAST, ORIGIN, GROUP];
 /// How long the broker may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -82,12 +82,17 @@ fn headers(received: &Received, obituary: &Obituary<'_>) -> Vec<Header> {
     headers
 }
 
-/// What a record says of its own death, for an app that reads the dead letters.
+/// What a record says of its own death, for an app that reads the dead letters. Of names that are not among ours, and
+/// of a second value, it says nothing.
 pub fn told(received: &Received) -> HeaderMap {
-    let told = received.headers.iter().filter(|(name, _)| name.starts_with(PREFIX));
-    told.take(TOLD_MAX)
-        .filter_map(|(name, value)| Some((name.parse().ok()?, HeaderValue::from_bytes(value).ok()?)))
-        .collect()
+    let mut told = HeaderMap::new();
+    for (name, value) in &received.headers {
+        let ours = TOLD.iter().find(|ours| *ours == name);
+        if let (Some(name), Ok(value)) = (ours, HeaderValue::from_bytes(value)) {
+            told.entry(*name).or_insert(value);
+        }
+    }
+    told
 }
 
 fn shortened(reason: &str) -> String {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, MAX_FORWARDS};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Uri};
 use uuid::Uuid;
@@ -68,14 +68,17 @@ pub struct Attempted {
 impl Deliver {
     /// Makes attempt number `attempt`, counted from 1.
     pub async fn attempt(&self, delivery: &Delivery, attempt: u32) -> Attempted {
-        match self.send(delivery, attempt).await {
+        let request = match self.request(delivery, attempt).await {
+            Ok(request) => request,
+            Err(error) => return Attempted { verdict: verdict::of_record(&error), status: None, error: Some(error) },
+        };
+        match self.send(delivery, request).await {
             Ok((verdict, status)) => Attempted { verdict, status: Some(status), error: None },
             Err(error) => Attempted { verdict: verdict::of_error(&error), status: None, error: Some(error) },
         }
     }
 
-    async fn send(&self, delivery: &Delivery, attempt: u32) -> Result<(Verdict, u16), Error> {
-        let request = self.request(delivery, attempt).await?;
+    async fn send(&self, delivery: &Delivery, request: Request) -> Result<(Verdict, u16), Error> {
         let call = Box::new(Call {
             started: tokio::time::Instant::now(),
             trace: delivery.trace.clone(),
@@ -106,7 +109,12 @@ impl Deliver {
                 return Err(Error::new(Kind::BadRequest, detail));
             }
         };
+        if record.method == Some(Method::CONNECT) {
+            return Err(Error::new(Kind::BadRequest, "its method is CONNECT, which makes a tunnel and no call"));
+        }
         let mut headers = record.headers.clone();
+        // It counts hops of the call as it was made; here it could only keep the delivery from the app.
+        headers.remove(MAX_FORWARDS);
         let body = self.body(delivery, &mut headers).await?;
         if let Some(content_type) = &record.content_type {
             headers.insert(CONTENT_TYPE, content_type.clone());
@@ -125,7 +133,7 @@ impl Deliver {
         *request.headers_mut() = headers;
         request.headers_mut().extend(delivery.dead.clone());
         // Ours go in last, so that no record can forge them.
-        self.sign(delivery, attempt, request.headers_mut());
+        self.sign(delivery, attempt, request.headers_mut())?;
         Ok(request)
     }
 
@@ -146,7 +154,7 @@ impl Deliver {
         Ok(whole)
     }
 
-    fn sign(&self, delivery: &Delivery, attempt: u32, headers: &mut HeaderMap) {
+    fn sign(&self, delivery: &Delivery, attempt: u32, headers: &mut HeaderMap) -> Result<(), Error> {
         let mut put = |name, value: String| {
             if let Ok(value) = HeaderValue::from_str(&value) {
                 headers.insert(name, value);
@@ -154,12 +162,13 @@ impl Deliver {
         };
         put(MESSAGE_ID, delivery.id.to_string());
         put(ATTEMPT, attempt.to_string());
-        if let (Mode::Lazy, Claim::Kept(claim)) = (self.mode, &delivery.record.claim)
-            && let Ok(reference) = self.reference(delivery, claim)
-            && let Some(reference) = reference.encode()
-        {
+        if let (Mode::Lazy, Claim::Kept(claim)) = (self.mode, &delivery.record.claim) {
+            // Without the address the slim body would pass for a whole one.
+            let reference = self.reference(delivery, claim)?.encode();
+            let reference = reference.ok_or_else(|| Error::new(Kind::ClaimDamaged, "what names its claim is malformed"))?;
             put(CLAIM, format!("{}/.wayside/claims/{reference}", self.claims_at));
         }
+        Ok(())
     }
 
     fn reference(&self, delivery: &Delivery, claim: &ClaimRef) -> Result<Reference, Error> {

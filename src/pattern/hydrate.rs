@@ -4,7 +4,7 @@
 //! service and at no other, so no message can make this sidecar call somewhere.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, ETAG, HOST, IF_NONE_MATCH};
@@ -139,7 +139,16 @@ impl Hydrate {
                 Err(error) => last = Some(worse(last, error)),
             }
         }
-        Err(last.unwrap_or_else(|| Error::new(Kind::Unresolved, format!("{} has no address", reference.origin))))
+        let no_address = || {
+            let detail = format!("{} has no address at the moment", reference.origin);
+            Error::new(Kind::Unreachable, detail).retry(error::Retry::NeverSent)
+        };
+        let error = last.unwrap_or_else(no_address);
+        if error.kind() != Kind::Expired && reference.expires < SystemTime::now() {
+            // Otherwise a message would wait for ever for an origin that never comes back.
+            return Err(Error::new(Kind::Expired, "the claim is past its time and was not to be had").because(error));
+        }
+        Err(error)
     }
 
     async fn ask(

@@ -63,11 +63,26 @@ pub fn of_answer(status: StatusCode, headers: &HeaderMap) -> Verdict {
 pub fn of_error(error: &Error) -> Verdict {
     match (error.kind(), error.may_retry()) {
         (_, error::Retry::NeverSent) | (Kind::Unresolved | Kind::Unreachable, _) => Verdict::NotDelivered,
+        // It would be the same call each time.
+        (Kind::BadRequest | Kind::MethodNotAllowed, _) => {
+            Verdict::DeadLetter(format!("the record makes no call: {}", error.detail()))
+        }
+        (Kind::Loop, _) => Verdict::DeadLetter(format!("{}: {}", Kind::Loop.word(), error.detail())),
+        _ => Verdict::Retry(error.retry_after()),
+    }
+}
+
+/// Judges a record that did not become a call, because of what is in it or because its claim was not to be had.
+pub fn of_record(error: &Error) -> Verdict {
+    match error.kind() {
+        Kind::BadRequest => Verdict::DeadLetter(format!("the record makes no call: {}", error.detail())),
         // The whole body is gone for good: no attempt brings it back.
-        (Kind::Expired | Kind::Unknown | Kind::ClaimDamaged, _) => {
+        Kind::Expired | Kind::ClaimDamaged => {
             Verdict::DeadLetter(format!("the claim can not be hydrated: {}", error.detail()))
         }
-        (Kind::BadRequest, _) => Verdict::DeadLetter(format!("the record makes no call: {}", error.detail())),
+        // Its origin is away and the app was not asked, so the message waits, until its claim expires at the longest.
+        Kind::Unreachable => Verdict::NotDelivered,
+        // Not here, slow, or a service that nobody configured: another replica, time or a reload may help.
         _ => Verdict::Retry(error.retry_after()),
     }
 }
@@ -145,6 +160,18 @@ mod tests {
         let down = Error::new(Kind::Unreachable, "down").retry(error::Retry::NeverSent);
         assert_eq!(of_error(&down), Verdict::NotDelivered);
         assert_eq!(of_error(&Error::new(Kind::Deadline, "slow")), Verdict::Retry(None));
-        assert!(matches!(of_error(&Error::new(Kind::Expired, "gone")), Verdict::DeadLetter(_)));
+        assert!(matches!(of_error(&Error::new(Kind::Loop, "again")), Verdict::DeadLetter(_)));
+    }
+
+    #[test]
+    fn a_claim_that_is_gone_is_final_and_one_that_is_not_to_be_had_now_is_not() {
+        let check = |kind| of_record(&Error::new(kind, "why"));
+        for kind in [Kind::Expired, Kind::ClaimDamaged, Kind::BadRequest] {
+            assert!(matches!(check(kind), Verdict::DeadLetter(_)), "{kind:?}");
+        }
+        assert_eq!(check(Kind::Unreachable), Verdict::NotDelivered, "its origin is away");
+        for kind in [Kind::Unknown, Kind::Unresolved, Kind::Deadline, Kind::BadAnswer] {
+            assert_eq!(check(kind), Verdict::Retry(None), "{kind:?}");
+        }
     }
 }

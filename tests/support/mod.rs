@@ -8,5 +8,6 @@ pub(crate) mod client;
 pub(crate) mod eventually;
 pub(crate) mod kafka;
 pub(crate) mod process;
+pub(crate) mod raw;
 pub(crate) mod sidecar;
 pub(crate) mod topic;
