@@ -101,8 +101,6 @@ kinds! {
     KeyMissing = "key-missing", BAD_REQUEST, Caller;
     /// As many calls in flight as the door may have, or a queue is full.
     Overloaded = "overloaded", SERVICE_UNAVAILABLE, Us;
-    /// The sidecar is going down.
-    Draining = "draining", SERVICE_UNAVAILABLE, Us;
     /// The service has no address at the moment.
     Unresolved = "destination-unresolved", SERVICE_UNAVAILABLE, Peer;
     /// No address took the connection.

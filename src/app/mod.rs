@@ -13,7 +13,7 @@ pub use reload::{LOOK, Reloaded, Watcher};
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -141,7 +141,7 @@ impl Sidecar {
             workers,
         };
         sidecar.open(&config, listeners, gate("inbound")).await?;
-        lifecycle::spawn(&Handle::current(), "upkeep", upkeep(Arc::clone(&sidecar.parts)));
+        lifecycle::spawn(&Handle::current(), "upkeep", upkeep(Arc::downgrade(&sidecar.parts)));
         sidecar.ready.started();
         Ok(sidecar)
     }
@@ -384,10 +384,12 @@ fn path(rule: &SubscriptionRule) -> io::Result<Option<http::uri::PathAndQuery>> 
 }
 
 /// Keeps memory flat while nobody scrapes, and reads what has no event of its own.
-async fn upkeep(parts: Arc<Parts>) {
-    let queue = parts.metrics.gauge(&names::PRODUCER_QUEUE, &[]);
+async fn upkeep(parts: Weak<Parts>) {
     loop {
         sleep(UPKEEP).await;
+        // A stopped sidecar's claim folder must be free for the next one.
+        let Some(parts) = parts.upgrade() else { return };
+        let queue = parts.metrics.gauge(&names::PRODUCER_QUEUE, &[]);
         parts.metrics.upkeep();
         if let Some(broker) = &parts.broker {
             queue.set(broker.sender.producer.waiting() as f64);

@@ -1,5 +1,5 @@
 //! `wayside drain`: for a preStop hook. Takes the sidecar out of service and returns when its app is gone and nothing is
-//! in flight, or when the time is up; exit 0 either way, since a pod's end is never held up by an error here.
+//! in flight, or when the time is up; exit 0 either way, 1 when the admin door does not answer.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;

@@ -45,6 +45,7 @@ pub struct Subscription {
 struct Meters {
     seconds: Histogram,
     lanes: Gauge,
+    unfinished: Gauge,
     done: Counter,
     retry: Counter,
     dead: Counter,
@@ -53,10 +54,17 @@ struct Meters {
     panics: Counter,
 }
 
-/// Counts one open lane.
-struct OpenLane<'a>(&'a Gauge);
+/// Counts one thing while it lasts.
+struct Counted<'a>(&'a Gauge);
 
-impl Drop for OpenLane<'_> {
+impl<'a> Counted<'a> {
+    fn new(gauge: &'a Gauge) -> Self {
+        gauge.increment(1.0);
+        Self(gauge)
+    }
+}
+
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.decrement(1.0);
     }
@@ -88,6 +96,7 @@ impl Subscription {
             meters: Meters {
                 seconds: metrics.histogram(&names::DELIVERY_SECONDS, &labels),
                 lanes: metrics.gauge(&names::LANES, &labels),
+                unfinished: metrics.gauge(&names::UNFINISHED, &labels),
                 done: verdict("done"),
                 retry: verdict("retry"),
                 dead: verdict("dead-letter"),
@@ -109,8 +118,7 @@ impl Subscription {
 
     /// Delivers a lane's messages until the lane ends.
     pub async fn run(self: Arc<Self>, mut lane: Lane) {
-        self.meters.lanes.increment(1.0);
-        let _open = OpenLane(&self.meters.lanes);
+        let _open = Counted::new(&self.meters.lanes);
         while let Some(received) = lane.next().await {
             match self.message(&lane, &received).await {
                 Ending::Final => lane.done(received.offset),
@@ -121,6 +129,7 @@ impl Subscription {
 
     /// Carries one message to its final verdict.
     async fn message(&self, lane: &Lane, received: &Received) -> Ending {
+        let _unfinished = Counted::new(&self.meters.unfinished);
         let delivery = read(received);
         let first = SystemTime::now();
         let (mut made, mut missed) = (0_u32, 0_u32);

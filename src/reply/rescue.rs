@@ -59,7 +59,6 @@ fn title(kind: Kind) -> &'static str {
         Kind::NotJson => "The body is not JSON",
         Kind::KeyMissing => "The call lacks its key",
         Kind::Overloaded => "Too much at once",
-        Kind::Draining => "The sidecar is going down",
         Kind::Unresolved => "The service has no address",
         Kind::Unreachable => "The service takes no connection",
         Kind::Reset => "The service broke the connection",
@@ -93,7 +92,7 @@ fn proxy_status(kind: Kind) -> &'static str {
         Kind::Deadline => "http_response_timeout",
         Kind::BrokerAway | Kind::TopicUnknown | Kind::BrokerRefused => "destination_unavailable",
         Kind::ClaimDamaged => "http_response_incomplete",
-        Kind::Draining | Kind::ClaimStore | Kind::Internal => "proxy_internal_error",
+        Kind::ClaimStore | Kind::Internal => "proxy_internal_error",
     }
 }
 

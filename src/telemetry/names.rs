@@ -48,14 +48,14 @@ names! {
     SLIMMED_BYTES = "wayside_slimmed_bytes_total", "bytes of bodies that stayed out of records";
     /// No label.
     PRODUCER_QUEUE = "wayside_producer_queue_messages", "records that wait for the broker's acknowledgement";
-    /// Labels: `subscription`, `verdict` (`done`, `retry`, `dead-letter`, `drop`).
+    /// Labels: `subscription`, `verdict` (`done`, `retry`, `dead-letter`, `drop`, `not-delivered`).
     DELIVERIES = "wayside_deliveries_total", "attempts to deliver a message, by their verdict";
     /// Label: `subscription`.
     DELIVERY_SECONDS = "wayside_delivery_seconds", "seconds of one attempt to deliver";
     /// Label: `subscription`.
     LANES = "wayside_lanes", "lanes that are open";
     /// Label: `subscription`.
-    UNFINISHED = "wayside_messages_unfinished", "messages taken from the broker and without a final verdict";
+    UNFINISHED = "wayside_messages_unfinished", "messages that wait for their final verdict, the first of each lane";
     /// Labels: `mode` (`lazy`, `eager`), `outcome` (`whole`, `fields`, `unchanged`, or the word of the refusal).
     HYDRATIONS = "wayside_hydrations_total", "claims asked for";
     /// Label: `store`.

@@ -140,7 +140,7 @@ fn errors_are_told_by_line_and_column_and_cut_at_fifty() {
 #[test]
 fn the_shipped_files_compile_without_a_surprise() {
     let mut files = yaml_files("config/examples", "");
-    assert_eq!(files.len(), 4);
+    assert_eq!(files.len(), 5);
     files.push(root().join("config/minimal.yaml"));
     files.push(root().join("config/reference.yaml"));
     for file in files {

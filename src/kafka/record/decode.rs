@@ -299,10 +299,9 @@ fn pointers(text: &str) -> Option<Vec<String>> {
         return None;
     }
     let pointers: Vec<String> = serde_json::from_str(text).ok()?;
-    pointers
-        .iter()
-        .all(|pointer| pointer.starts_with('/'))
-        .then_some(pointers)
+    // The empty pointer is the whole document (RFC 6901 section 5): a body of which too much was cut to name it all.
+    let sound = |pointer: &String| pointer.is_empty() || pointer.starts_with('/');
+    pointers.iter().all(sound).then_some(pointers)
 }
 
 /// A UUIDv8 from SHA-256 of the parts, each with its length so that no two lists are alike.
