@@ -6,8 +6,6 @@ use std::ops::RangeInclusive;
 
 use serde::Serialize;
 
-use super::raw::Place;
-
 /// Errors printed at most; the rest is counted.
 const PRINTED_MAX: usize = 50;
 /// Diagnostics kept at most; a file with more is hopeless, and memory is not.
@@ -22,6 +20,28 @@ const INVISIBLE: [RangeInclusive<char>; 4] = [
     '\u{2060}'..='\u{206f}',
     '\u{feff}'..='\u{feff}',
 ];
+
+/// Line and column, both from 1, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) line: usize,
+    pub(super) column: usize,
+}
+
+impl Place {
+    /// The first character.
+    pub(super) const START: Place = Place { line: 1, column: 1 };
+
+    /// The place that follows these bytes, which are UTF-8.
+    pub(super) fn after(bytes: &[u8]) -> Self {
+        let text = String::from_utf8_lossy(bytes);
+        let last = text.rsplit('\n').next().unwrap_or_default();
+        Self {
+            line: text.matches('\n').count() + 1,
+            column: last.chars().count() + 1,
+        }
+    }
+}
 
 /// Every error of one file, by line and column.
 #[derive(Debug, Clone, Serialize)]

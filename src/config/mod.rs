@@ -24,8 +24,7 @@ pub use address::parse_address;
 pub use diagnostic::{Diagnostic, Invalid, Report};
 pub use words::{accepted_keys, later_keys};
 
-use diagnostic::Collector;
-use raw::Place;
+use diagnostic::{Collector, Place};
 
 /// The largest file that is read, in bytes; a bigger one is refused.
 pub const FILE_BYTES_MAX: usize = 1024 * 1024;

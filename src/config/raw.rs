@@ -8,20 +8,13 @@ use std::fmt::Write;
 
 use granit_parser::{ErrorKind, Event, Options, Parser, ScalarStyle, ScanError, Span, StrInput};
 
-use super::diagnostic::{Collector, Invalid, quoted};
+use super::diagnostic::{Collector, Invalid, Place, quoted};
 
 /// Lists and mappings inside one another, at most; the deepest key that exists needs 7.
 const DEPTH_MAX: usize = 16;
 
 /// The key that would add another mapping's keys.
 pub(super) const MERGE: &str = "<<";
-
-/// Line and column, both from 1, in characters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) line: usize,
-    pub(super) column: usize,
-}
 
 /// A value with its place.
 #[derive(Debug)]
@@ -53,25 +46,10 @@ pub(super) struct Entry {
     pub(super) node: Node,
 }
 
-impl Place {
-    /// The first character.
-    pub(super) const START: Place = Place { line: 1, column: 1 };
-
-    /// The place that follows these bytes, which are UTF-8.
-    pub(super) fn after(bytes: &[u8]) -> Self {
-        let text = String::from_utf8_lossy(bytes);
-        let last = text.rsplit('\n').next().unwrap_or_default();
-        Self {
-            line: text.matches('\n').count() + 1,
-            column: last.chars().count() + 1,
-        }
-    }
-
-    fn of(span: Span) -> Self {
-        Self {
-            line: span.start.line().max(1),
-            column: span.start.col() + 1,
-        }
+fn place_of(span: Span) -> Place {
+    Place {
+        line: span.start.line().max(1),
+        column: span.start.col() + 1,
     }
 }
 
@@ -165,7 +143,7 @@ impl<'a> Builder<'a> {
                 (Event::DocumentStart(..), span) => {
                     let reason =
                         "a second document starts here, but one file holds one configuration";
-                    self.errors.error(Place::of(span), "", Invalid::new(reason));
+                    self.errors.error(place_of(span), "", Invalid::new(reason));
                     return Ok(Some(root));
                 }
                 (Event::StreamEnd, _) => return Ok(Some(root)),
@@ -188,7 +166,7 @@ impl<'a> Builder<'a> {
     }
 
     fn node(&mut self, (event, span): (Event<'a>, Span)) -> Result<Node, Stop> {
-        let place = Place::of(span);
+        let place = place_of(span);
         let value = match event {
             Event::Scalar(text, style, anchor, tag) => {
                 self.refuse_properties(place, anchor, tag.is_some());
@@ -237,7 +215,7 @@ impl<'a> Builder<'a> {
             if matches!(event, Event::MappingEnd) {
                 return Ok(entries);
             }
-            let place = Place::of(span);
+            let place = place_of(span);
             let Some(key) = self.key((event, span))? else {
                 let value = self.next()?;
                 self.node(value)?;
@@ -277,7 +255,7 @@ impl<'a> Builder<'a> {
 
     /// The key's text, or `None` once its error is noted.
     fn key(&mut self, (event, span): (Event<'a>, Span)) -> Result<Option<String>, Stop> {
-        let place = Place::of(span);
+        let place = place_of(span);
         if let Event::Scalar(text, style, anchor, tag) = event {
             self.refuse_properties(place, anchor, tag.is_some());
             if !text.is_empty()

@@ -5,9 +5,9 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::diagnostic::{Collector, Invalid, quoted};
+use super::diagnostic::{Collector, Invalid, Place, quoted};
 use super::expand::expand;
-use super::raw::{Entry, MERGE, Node, Place, Value, join};
+use super::raw::{Entry, MERGE, Node, Value, join};
 use super::units;
 use super::words::{Shape, State, nearest, sections_with};
 

@@ -29,7 +29,9 @@ pub(crate) fn unique(word: &str) -> String {
 /// Makes a topic of that many partitions and returns its name.
 pub(crate) fn topic(word: &str, partitions: i32) -> String {
     let topic = unique(word);
-    broker().create(&topic, partitions).expect("the name is new");
+    broker()
+        .create(&topic, partitions)
+        .expect("the name is new");
     topic
 }
 
@@ -48,7 +50,10 @@ pub(crate) struct Written<'a> {
 
 /// A record of this value without headers, in partition 0.
 pub(crate) fn plain(value: &str) -> Written<'_> {
-    Written { value: Some(value.as_bytes()), ..Written::default() }
+    Written {
+        value: Some(value.as_bytes()),
+        ..Written::default()
+    }
 }
 
 /// Writes records in this order and waits until the broker has them all.
@@ -57,17 +62,29 @@ pub(crate) fn write(topic: &str, records: &[Written<'_>]) {
     static CLIENT: OnceLock<Client> = OnceLock::new();
     let client = CLIENT.get_or_init(|| {
         let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", address()).set("message.max.bytes", "10000000");
+        config
+            .set("bootstrap.servers", address())
+            .set("message.max.bytes", "10000000");
         config.create().expect("a producer")
     });
     for record in records {
         let mut headers = OwnedHeaders::new();
         for (key, value) in record.headers {
-            headers = headers.insert(Header { key, value: Some(*value) });
+            headers = headers.insert(Header {
+                key,
+                value: Some(*value),
+            });
         }
-        let mut out = BaseRecord::<str, [u8]>::to(topic).partition(record.partition).headers(headers);
+        let mut out = BaseRecord::<str, [u8]>::to(topic)
+            .partition(record.partition)
+            .headers(headers);
         (out.key, out.payload) = (record.key, record.value);
-        client.send(out).map_err(|(error, _)| error).expect("the queue has room");
+        client
+            .send(out)
+            .map_err(|(error, _)| error)
+            .expect("the queue has room");
     }
-    client.flush(Duration::from_secs(10)).expect("the broker acknowledges");
+    client
+        .flush(Duration::from_secs(10))
+        .expect("the broker acknowledges");
 }

@@ -160,6 +160,13 @@ impl Wire {
         self.ahead.is_empty() && timeout(limit, self.more()).await.is_err()
     }
 
+    /// Reads to the end and says whether it was an orderly one, not a reset.
+    pub(crate) async fn ends_in_order(&mut self) -> bool {
+        let mut rest = Vec::new();
+        let read = timeout(LONGEST, self.stream.read_to_end(&mut rest)).await;
+        read.expect("the other side goes on or ends").is_ok()
+    }
+
     async fn more(&mut self) -> bool {
         let mut chunk = vec![0; 64 << 10];
         let read = timeout(LONGEST, self.stream.read(&mut chunk)).await.expect("the other side goes on or ends");
