@@ -2,6 +2,7 @@
 //!
 //! Doors are bound first, so that a port in use is known at once; then parts are built; then the sidecar is ready.
 
+mod consumers;
 mod doors;
 mod live;
 mod parts;
@@ -13,35 +14,31 @@ pub use reload::{LOOK, Reloaded, Watcher};
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::HeaderValue;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::admin::{Dump, Probe, admin_handler, probe_handler};
-use crate::config::model::{Config, Subscription as SubscriptionRule};
-use crate::kafka::consumer::Consumer;
+use crate::config::model::Config;
 use crate::lifecycle::{self, Drain, Ready, Workers};
 use crate::listen::http::Door;
-use crate::listen::subscription::Subscription;
 use crate::listen::tcp;
 use crate::messages::Timeline;
-use crate::pattern::deliver::Deliver;
 use crate::pattern::hop::Via;
 use crate::pattern::hydrate::Hydrate;
 use crate::service::{Call, Gate, Handler, Meters};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::names;
 use crate::upstream;
+use consumers::Consumers;
 use doors::{InboundDoor, OutboundDoor};
 use live::Live;
-use parts::{Broker, Parts};
+use parts::Parts;
 use stack::Keeper;
 
 /// How often histograms are moved into their buckets and gauges are read.
@@ -86,7 +83,8 @@ pub struct Sidecar {
     live: Arc<ArcSwap<Live>>,
     parts: Arc<Parts>,
     ready: Arc<Ready>,
-    consumers: Vec<Consumer>,
+    /// Present once the sidecar is open.
+    consumers: Option<Consumers>,
     outbound_gate: Arc<Gate>,
     drains: Drains,
     workers: Arc<Workers>,
@@ -135,7 +133,7 @@ impl Sidecar {
             live,
             parts,
             ready: Arc::default(),
-            consumers: Vec::new(),
+            consumers: None,
             outbound_gate: gate("outbound"),
             drains: Drains::default(),
             workers,
@@ -176,7 +174,7 @@ impl Sidecar {
             self.accept(config, listener, "inbound", handler);
         }
         self.open_side_doors(config, (listeners.probe, listeners.admin), gates);
-        self.subscribe(config, &hydrate).await
+        self.subscribe(config, hydrate).await
     }
 
     fn open_side_doors(
@@ -221,53 +219,23 @@ impl Sidecar {
         Hydrate::new(&config.service, claims, services, config.limits.claim, &self.metrics)
     }
 
-    /// Starts one consumer a group.
-    async fn subscribe(&mut self, config: &Config, hydrate: &Arc<Hydrate>) -> Result<(), BuildError> {
-        let parts = Arc::clone(&self.parts);
-        let (Some(broker), Some(app)) = (&parts.broker, &config.app) else { return Ok(()) };
+    /// Starts the consumers.
+    async fn subscribe(&mut self, config: &Config, hydrate: Arc<Hydrate>) -> Result<(), BuildError> {
         let claims_at = match self.addresses.outbound {
             Some(address) if address.ip().is_unspecified() => format!("http://127.0.0.1:{}", address.port()),
             Some(address) => format!("http://{address}"),
             None => String::new(),
         };
-        let host = HeaderValue::from_str(&app.to_string()).map_err(io::Error::other)?;
-        let mut groups: Vec<(&str, Vec<Arc<Subscription>>)> = Vec::new();
-        for rule in &config.subscriptions {
-            let forward = live::to_app(app, Via::new(&config.service, "subscription"), &parts).await;
-            let deliver = Deliver {
-                forward: live::within(forward, rule.timeout),
-                hydrate: Arc::clone(hydrate),
-                mode: rule.hydrate,
-                path: path(rule)?,
-                host: host.clone(),
-                claims_at: claims_at.clone(),
-            };
-            let producer = Arc::clone(&broker.sender.producer);
-            let timelines = Arc::clone(&parts.timelines);
-            let subscription = Subscription::new(rule, deliver, producer, timelines, &self.metrics);
-            match groups.iter_mut().find(|(group, _)| *group == rule.group) {
-                Some((_, members)) => members.push(subscription),
-                None => groups.push((&rule.group, vec![subscription])),
-            }
-        }
-        for (group, members) in groups {
-            self.consumers.push(self.consume(broker, group, members)?);
-        }
+        let consumers = Consumers {
+            parts: Arc::clone(&self.parts),
+            workers: Arc::clone(&self.workers),
+            hydrate,
+            claims_at,
+            groups: Mutex::default(),
+        };
+        consumers.apply(config).await?;
+        self.consumers = Some(consumers);
         Ok(())
-    }
-
-    fn consume(&self, broker: &Broker, group: &str, members: Vec<Arc<Subscription>>) -> Result<Consumer, BuildError> {
-        let topics = members.iter().map(|member| member.topic().to_owned()).collect();
-        let workers = Arc::clone(&self.workers);
-        let consumer = Consumer::start(&broker.kafka, &broker.bootstrap, group, topics, move |lane| {
-            match members.iter().find(|member| member.topic() == &*lane.topic) {
-                Some(member) => {
-                    lifecycle::spawn(workers.next(), "lane", Arc::clone(member).run(lane));
-                }
-                None => tracing::error!(topic = &*lane.topic, "a lane of a topic that nobody subscribed to"),
-            }
-        })?;
-        Ok(consumer)
     }
 
     fn keeper(&self, config: &Config, door: &'static str, gate: &Arc<Gate>, unrouted: &Arc<Meters>) -> Keeper {
@@ -299,16 +267,14 @@ impl Sidecar {
 
     /// Takes everything down in order, within the configured `drain`: consumers, inbound, outbound, producer. Says
     /// whether all of it ended in time.
-    pub async fn stop(mut self) -> bool {
+    pub async fn stop(self) -> bool {
         let within = self.live.load().config.drain;
         let deadline = Instant::now() + within;
         self.ready.draining();
-        // All groups at once: one whose broker is slow must not use up the others' time.
-        let mut leaving = JoinSet::new();
-        for consumer in std::mem::take(&mut self.consumers) {
-            leaving.spawn(consumer.stop(deadline.saturating_duration_since(Instant::now())));
-        }
-        let mut clean = leaving.join_all().await.iter().all(Result::is_ok);
+        let mut clean = match &self.consumers {
+            Some(consumers) => consumers.stop(within).await,
+            None => true,
+        };
         self.drains.inbound.begin();
         clean &= self.drains.inbound.finished(deadline).await;
         self.wait_for_quiet(deadline).await;
@@ -377,10 +343,6 @@ fn instance(addresses: &Addresses, surroundings: &Surroundings) -> String {
         (None, Some(name)) => name.replace('/', "-"),
         (None, None) => IpAddr::V4(Ipv4Addr::LOCALHOST).to_string(),
     }
-}
-
-fn path(rule: &SubscriptionRule) -> io::Result<Option<http::uri::PathAndQuery>> {
-    rule.path.as_ref().map(|path| path.parse().map_err(io::Error::other)).transpose()
 }
 
 /// Keeps memory flat while nobody scrapes, and reads what has no event of its own.

@@ -48,8 +48,8 @@ impl Watcher {
 }
 
 impl Sidecar {
-    /// Puts a new configuration in force: its routes and its services. Everything else is bound to sockets, folders and
-    /// consumers, and a change there is refused rather than ignored.
+    /// Puts a new configuration in force: its routes, its services and its subscriptions. Everything else is bound to
+    /// sockets and folders, and a change there is refused rather than ignored.
     ///
     /// # Errors
     /// Which sections need a restart, or what could not be built. The old configuration stays in force.
@@ -83,14 +83,20 @@ impl Sidecar {
         let fixed: Vec<&str> = before
             .iter()
             .zip(&after)
-            .filter(|((name, old), (_, new))| old != new && !matches!(*name, "outbound.routes" | "services"))
+            .filter(|((name, old), (_, new))| old != new && !matches!(*name, "outbound.routes" | "services" | "subscriptions"))
             .map(|((name, _), _)| *name)
             .collect();
         if !fixed.is_empty() {
             return Err(format!("a change of {} needs a restart", fixed.join(", ")));
         }
-        let live = Live::build(Arc::new(config), &self.parts, Some(&old)).await;
-        self.live.store(Arc::new(live.map_err(|error| error.to_string())?));
+        let config = Arc::new(config);
+        let live = Live::build(Arc::clone(&config), &self.parts, Some(&old)).await;
+        let live = live.map_err(|error| error.to_string())?;
+        // Consumers first: they are what can still fail, and the routes are then swapped in one step.
+        if let Some(consumers) = &self.consumers {
+            consumers.apply(&config).await.map_err(|error| error.to_string())?;
+        }
+        self.live.store(Arc::new(live));
         Ok(Reloaded::Swapped)
     }
 }

@@ -1,0 +1,164 @@
+//! The subscriptions as they run: one consumer a group, started anew when a reload changes its rules.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use http::HeaderValue;
+use http::uri::PathAndQuery;
+use tokio::task::JoinSet;
+
+use super::live;
+use super::parts::{BuildError, Broker, Parts};
+use crate::config::model::{Config, Subscription as Rule};
+use crate::kafka::consumer::Consumer;
+use crate::lifecycle::{self, Workers};
+use crate::listen::subscription::Subscription;
+use crate::pattern::deliver::Deliver;
+use crate::pattern::hop::Via;
+use crate::pattern::hydrate::Hydrate;
+
+/// How long a consumer that a reload replaces may take to finish what is in flight.
+const REPLACED: Duration = Duration::from_secs(10);
+
+/// Every consumer of a sidecar.
+pub(super) struct Consumers {
+    /// Shared parts.
+    pub(super) parts: Arc<Parts>,
+    /// Run the lanes.
+    pub(super) workers: Arc<Workers>,
+    /// Fetches claims.
+    pub(super) hydrate: Arc<Hydrate>,
+    /// Where the app reaches the outbound door: `http://127.0.0.1:4140`.
+    pub(super) claims_at: String,
+    /// The groups that run now.
+    pub(super) groups: Mutex<Vec<Group>>,
+}
+
+/// One group and the rules it was started with.
+pub(super) struct Group {
+    name: String,
+    rules: Vec<Rule>,
+    consumer: Consumer,
+}
+
+impl Consumers {
+    /// Makes the groups that run those of a configuration. Groups whose rules did not change go on; the others are
+    /// started beside the old ones, which then finish and leave, so that the broker hands their partitions over.
+    ///
+    /// # Errors
+    /// A group does not start; everything is then as it was.
+    pub(super) async fn apply(&self, config: &Config) -> Result<(), BuildError> {
+        let wanted = by_group(&config.subscriptions);
+        let changed = |name: &str, rules: &[Rule]| {
+            let groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+            !groups.iter().any(|group| group.name == name && same(&group.rules, rules))
+        };
+        let mut started = Vec::new();
+        for (name, rules) in &wanted {
+            if changed(name, rules) {
+                let consumer = self.start(config, name, rules).await?;
+                started.push(Group { name: (*name).to_owned(), rules: rules.clone(), consumer });
+            }
+        }
+        let replaced = self.swap(&wanted, started);
+        leave(replaced, REPLACED).await;
+        Ok(())
+    }
+
+    /// Puts what was started in place and gives back what it replaces.
+    fn swap(&self, wanted: &[(&str, Vec<Rule>)], started: Vec<Group>) -> Vec<Group> {
+        let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let goes_on = |group: &Group| {
+            wanted.iter().any(|(name, _)| *name == group.name)
+                && !started.iter().any(|new| new.name == group.name)
+        };
+        let (kept, replaced): (Vec<Group>, Vec<Group>) = groups.drain(..).partition(goes_on);
+        groups.extend(kept);
+        groups.extend(started);
+        replaced
+    }
+
+    /// Finishes what is in flight, commits and leaves, all groups at once: one whose broker is slow must not use up
+    /// the others' time. Says whether all of it ended `within` the time.
+    pub(super) async fn stop(&self, within: Duration) -> bool {
+        let groups = std::mem::take(&mut *self.groups.lock().unwrap_or_else(PoisonError::into_inner));
+        leave(groups, within).await
+    }
+
+    async fn start(&self, config: &Config, group: &str, rules: &[Rule]) -> Result<Consumer, BuildError> {
+        let (Some(broker), Some(_)) = (&self.parts.broker, &config.app) else {
+            return Err(io::Error::other("a subscription needs `kafka` and `app`").into());
+        };
+        let mut members = Vec::new();
+        for rule in rules {
+            members.push(self.subscription(config, broker, rule).await?);
+        }
+        let topics = members.iter().map(|member| member.topic().to_owned()).collect();
+        let workers = Arc::clone(&self.workers);
+        let consumer = Consumer::start(&broker.kafka, &broker.bootstrap, group, topics, move |lane| {
+            match members.iter().find(|member| member.topic() == &*lane.topic) {
+                Some(member) => {
+                    lifecycle::spawn(workers.next(), "lane", Arc::clone(member).run(lane));
+                }
+                None => tracing::error!(topic = &*lane.topic, "a lane of a topic that nobody subscribed to"),
+            }
+        })?;
+        Ok(consumer)
+    }
+
+    async fn subscription(
+        &self,
+        config: &Config,
+        broker: &Broker,
+        rule: &Rule,
+    ) -> Result<Arc<Subscription>, BuildError> {
+        let app = config.app.as_ref().ok_or_else(|| io::Error::other("a subscription needs `app`"))?;
+        let forward = live::to_app(app, Via::new(&config.service, "subscription"), &self.parts).await;
+        let deliver = Deliver {
+            forward: live::within(forward, rule.timeout),
+            hydrate: Arc::clone(&self.hydrate),
+            mode: rule.hydrate,
+            path: path(rule)?,
+            host: HeaderValue::from_str(&app.to_string()).map_err(io::Error::other)?,
+            claims_at: self.claims_at.clone(),
+        };
+        let producer = Arc::clone(&broker.sender.producer);
+        let timelines = Arc::clone(&self.parts.timelines);
+        Ok(Subscription::new(rule, deliver, producer, timelines, &self.parts.metrics))
+    }
+}
+
+async fn leave(groups: Vec<Group>, within: Duration) -> bool {
+    let mut leaving = JoinSet::new();
+    for group in groups {
+        leaving.spawn(group.consumer.stop(within));
+    }
+    leaving.join_all().await.iter().all(Result::is_ok)
+}
+
+/// The rules of each group, in file order.
+fn by_group(rules: &[Rule]) -> Vec<(&str, Vec<Rule>)> {
+    let mut groups: Vec<(&str, Vec<Rule>)> = Vec::new();
+    for rule in rules {
+        match groups.iter_mut().find(|(group, _)| *group == rule.group) {
+            Some((_, members)) => members.push(rule.clone()),
+            None => groups.push((&rule.group, vec![rule.clone()])),
+        }
+    }
+    groups
+}
+
+/// Whether two lists of rules mean the same. Where a rule stands in its file means nothing; all else is plain data,
+/// whose debug text is exact.
+fn same(one: &[Rule], other: &[Rule]) -> bool {
+    let text = |rules: &[Rule]| {
+        let nowhere = |rule: &Rule| Rule { line: 0, ..rule.clone() };
+        format!("{:?}", rules.iter().map(nowhere).collect::<Vec<_>>())
+    };
+    text(one) == text(other)
+}
+
+fn path(rule: &Rule) -> io::Result<Option<PathAndQuery>> {
+    rule.path.as_ref().map(|path| path.parse().map_err(io::Error::other)).transpose()
+}
