@@ -2,6 +2,8 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 use metrics::{Gauge, Histogram};
 use tokio::time::Instant;
@@ -60,30 +62,36 @@ pub struct Permit {
 #[derive(Debug)]
 pub struct Gate {
     max: usize,
-    now: std::sync::atomic::AtomicUsize,
+    now: AtomicUsize,
+    entered: AtomicU64,
     gauge: Gauge,
 }
 
 impl Gate {
     /// Makes a gate for `max` calls at a time.
     pub fn new(max: usize, gauge: Gauge) -> Arc<Self> {
-        Arc::new(Self { max, now: std::sync::atomic::AtomicUsize::new(0), gauge })
+        Arc::new(Self { max, now: AtomicUsize::new(0), entered: AtomicU64::new(0), gauge })
     }
 
     /// Enters, unless as many are inside as may be.
     pub fn enter(self: &Arc<Self>) -> Option<Permit> {
-        use std::sync::atomic::Ordering::AcqRel;
         if self.now.fetch_add(1, AcqRel) >= self.max {
             self.now.fetch_sub(1, AcqRel);
             return None;
         }
+        self.entered.fetch_add(1, Relaxed);
         self.gauge.increment(1.0);
         Some(Permit { gate: Arc::clone(self) })
     }
 
     /// How many are inside.
     pub fn inside(&self) -> usize {
-        self.now.load(std::sync::atomic::Ordering::Acquire)
+        self.now.load(Acquire)
+    }
+
+    /// How many have entered since the start: two equal looks, and nobody came in between.
+    pub fn entered(&self) -> u64 {
+        self.entered.load(Relaxed)
     }
 
     /// How many may be inside.
@@ -94,7 +102,7 @@ impl Gate {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.gate.now.fetch_sub(1, std::sync::atomic::Ordering::AcqRel);
+        self.gate.now.fetch_sub(1, AcqRel);
         self.gate.gauge.decrement(1.0);
     }
 }

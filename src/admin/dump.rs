@@ -67,15 +67,15 @@ pub fn admin_handler(dump: Arc<Dump>) -> Handler {
 impl Dump {
     async fn answer(&self, method: &Method, path: &str) -> Result<Response, Error> {
         match (method, path) {
-            (&Method::GET, "/config") => Ok(json(StatusCode::OK, &*(self.config)())),
-            (&Method::GET, "/messages") => Ok(json(StatusCode::OK, &(self.messages)())),
-            (&Method::GET, "/drain") => Ok(json(StatusCode::OK, &self.draining().await)),
+            (&Method::GET | &Method::HEAD, "/config") => Ok(json(StatusCode::OK, &*(self.config)())),
+            (&Method::GET | &Method::HEAD, "/messages") => Ok(json(StatusCode::OK, &(self.messages)())),
+            (&Method::GET | &Method::HEAD, "/drain") => Ok(json(StatusCode::OK, &self.draining().await)),
             (&Method::POST, "/drain") => {
                 tracing::info!("drain asked for: no longer ready");
                 self.probe.ready.draining();
                 Ok(json(StatusCode::OK, &self.draining().await))
             }
-            (&Method::GET, path) => self.probe.answer(path).ok_or_else(|| {
+            (&Method::GET | &Method::HEAD, path) => self.probe.answer(path).ok_or_else(|| {
                 let detail = "this door has /live, /ready, /metrics, /config, /messages and /drain";
                 Error::new(Kind::NotFound, detail)
             }),

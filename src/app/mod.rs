@@ -289,17 +289,19 @@ impl Sidecar {
         clean
     }
 
-    /// Waits until the outbound door had nothing in flight for a while.
+    /// Waits until the outbound door had nothing in flight for a while. Calls shorter than the time between two looks
+    /// are seen by their number.
     async fn wait_for_quiet(&self, deadline: Instant) {
-        let mut quiet_since = Instant::now();
+        if self.addresses.outbound.is_none() {
+            return;
+        }
+        let (mut quiet_since, mut entered) = (Instant::now(), self.outbound_gate.entered());
         while Instant::now() < deadline && quiet_since.elapsed() < OUTBOUND_QUIET {
-            if self.addresses.outbound.is_none() {
-                return;
-            }
-            if self.outbound_gate.inside() > 0 {
-                quiet_since = Instant::now();
-            }
             sleep(Duration::from_millis(20)).await;
+            let seen = self.outbound_gate.entered();
+            if self.outbound_gate.inside() > 0 || seen != entered {
+                (quiet_since, entered) = (Instant::now(), seen);
+            }
         }
     }
 }

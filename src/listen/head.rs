@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 
 use http::header::{HOST, HeaderName, HeaderValue, TRANSFER_ENCODING};
-use http::uri::{Authority, PathAndQuery};
+use http::uri::PathAndQuery;
 use http::{Method, Uri, Version};
 
 use crate::error::{Error, Kind};
@@ -23,7 +23,8 @@ pub fn canonical(request: &mut Request) -> Result<(), Error> {
     if request.method() == Method::CONNECT {
         return Err(Error::new(Kind::MethodNotAllowed, "CONNECT is switched off"));
     }
-    if request.headers().get_all(TRANSFER_ENCODING).iter().any(|value| value != "chunked") {
+    let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
+    if codings.next().is_some_and(|first| first != "chunked" || codings.next().is_some()) {
         return Err(bad("the only transfer coding taken is exactly `chunked`"));
     }
     one_host(request)?;
@@ -51,7 +52,10 @@ fn bad(detail: &'static str) -> Error {
 
 /// Headers of ours mean something to an app only because nobody else can send them through a door.
 fn drop_forged(request: &mut Request) {
-    let ours = |name: &&HeaderName| name.as_str().starts_with("wayside-");
+    // With an underscore too: CGI and its heirs hand both to an app under one name.
+    let ours = |name: &&HeaderName| {
+        name.as_str().strip_prefix("wayside").is_some_and(|rest| rest.starts_with(['-', '_']))
+    };
     let forged: Vec<HeaderName> = request.headers().keys().filter(ours).cloned().collect();
     for name in forged {
         request.headers_mut().remove(name);
@@ -69,6 +73,9 @@ fn one_host(request: &mut Request) -> Result<(), Error> {
             return Err(bad("only http:// targets are taken; give the proxy plain HTTP and let it do the TLS"));
         }
         let host = authority.as_str().rsplit_once('@').map_or(authority.as_str(), |(_, host)| host);
+        if !is_authority(host.as_bytes()) {
+            return Err(bad("the target's host is malformed"));
+        }
         let host = HeaderValue::from_str(host).map_err(|cause| bad("the target's host is malformed").because(cause))?;
         request.headers_mut().insert(HOST, host);
         return Ok(());
@@ -76,17 +83,25 @@ fn one_host(request: &mut Request) -> Result<(), Error> {
     match request.headers().get(HOST) {
         None if request.version() >= Version::HTTP_11 => Err(bad("the Host header is missing")),
         None => Ok(()),
-        Some(host) if is_authority(host) => Ok(()),
+        Some(host) if is_authority(host.as_bytes()) => Ok(()),
         Some(_) => Err(bad("the Host header is malformed")),
     }
 }
 
-fn is_authority(host: &HeaderValue) -> bool {
-    // The common case, a plain name with or without a port, needs no parser.
-    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':' | b'_');
-    let bytes = host.as_bytes();
-    (!bytes.is_empty() && bytes.iter().all(plain) && bytes.iter().filter(|byte| **byte == b':').count() <= 1)
-        || (!bytes.contains(&b'@') && Authority::try_from(bytes).is_ok())
+/// A DNS name, an IPv4 address or an IPv6 address in brackets, with or without a port. The grammar of RFC 3986 takes far
+/// more, such as commas and escapes, that two parsers could read in two ways.
+fn is_authority(host: &[u8]) -> bool {
+    let (name, port) = match host.iter().rposition(|byte| *byte == b':') {
+        Some(at) if !host.ends_with(b"]") => (&host[..at], &host[at + 1..]),
+        _ => (host, &b""[..]),
+    };
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    let literal = |byte: &u8| byte.is_ascii_hexdigit() || matches!(byte, b'.' | b':');
+    let named = match name {
+        [b'[', address @ .., b']'] => !address.is_empty() && address.iter().all(literal),
+        name => !name.is_empty() && name.iter().all(plain),
+    };
+    named && port.iter().all(u8::is_ascii_digit)
 }
 
 /// Gives a target its one spelling: needless percent-escapes are resolved, the others written in upper case.

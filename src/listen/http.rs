@@ -2,7 +2,9 @@
 
 use std::cell::RefCell;
 use std::convert::Infallible;
-use std::pin::pin;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -12,9 +14,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics::Gauge;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Sleep, sleep, timeout};
 use tower::Service;
 
+use super::patient::Patient;
 use crate::body::Body;
 use crate::lifecycle::Guard;
 use crate::service::{Call, Handler, Response};
@@ -22,8 +25,10 @@ use crate::service::{Call, Handler, Response};
 /// How long a connection may stay silent before a head, and a head may take. Longer than the 30 s for which peers keep
 /// idle connections, so that the calling side closes first and no call is lost to a race.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(35);
-/// Headers of one request (Envoy's default too).
-pub const HEADERS_MAX: usize = 100;
+/// How long a caller may take not one byte of its answer, before its connection is closed.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// What a drain leaves a connection to send the rest of its first head.
+const HALF_HEAD: Duration = Duration::from_secs(1);
 /// After we close, how long a caller that still sends is read, so that it sees our answer and not a reset
 /// (RFC 9112 section 9.6).
 const LINGER: Duration = Duration::from_millis(500);
@@ -38,7 +43,7 @@ pub struct Door {
     pub handler: Handler,
     /// Connections at a time.
     pub connections_max: usize,
-    /// Bytes of a request's head.
+    /// Bytes of a request's head; above it the answer is a 431, as it is above hyper's 100 headers.
     pub head_max: usize,
     /// Open connections.
     pub open: Gauge,
@@ -48,29 +53,42 @@ impl Door {
     /// Serves a connection to its end. A drain lets the call in flight finish and closes an idle connection.
     pub async fn serve(&self, stream: TcpStream, mut guard: Guard) {
         self.open.increment(1.0);
-        let calls = Calls(RefCell::new(self.handler.clone()));
+        let seen = Arc::new(Seen::default());
+        let calls = Calls { handler: RefCell::new(self.handler.clone()), seen: Arc::clone(&seen) };
+        // `max_headers` is left at its default of 100: set, it costs an allocation a call.
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
-            .max_headers(HEADERS_MAX)
+            .max_header_size(self.head_max)
             // hyper takes no less than 8 KiB.
             .max_buf_size(self.head_max.max(8 << 10))
-            .serve_connection(TokioIo::new(stream), calls);
+            .serve_connection(TokioIo::new(Patient::new(stream)), calls);
         let ended = {
             let mut draining = pin!(guard.draining());
-            let mut told = false;
+            let mut patience: Option<Pin<Box<Sleep>>> = None;
             std::future::poll_fn(|cx| {
-                if !told && draining.as_mut().poll(cx).is_ready() {
-                    told = true;
-                    std::pin::Pin::new(&mut connection).graceful_shutdown();
+                if patience.is_none() && draining.as_mut().poll(cx).is_ready() {
+                    Pin::new(&mut connection).graceful_shutdown();
+                    patience = Some(Box::pin(sleep(HALF_HEAD)));
                 }
-                connection.poll_without_shutdown(cx)
+                let ended = connection.poll_without_shutdown(cx);
+                // hyper waits for the rest of a first head that began; the whole drain would wait with it.
+                match &mut patience {
+                    Some(patience) if ended.is_pending() && !seen.called.load(Relaxed) => patience.as_mut().poll(cx).map(Ok),
+                    _ => ended,
+                }
             })
             .await
         };
-        match ended {
-            Ok(()) => linger(connection.into_parts().io.into_inner()).await,
-            Err(error) => tracing::debug!(door = self.name, %error, "connection ended early"),
+        let stream = connection.into_parts().io.into_inner().into_inner();
+        if let Err(error) = &ended {
+            tracing::debug!(door = self.name, %error, "connection ended early");
+        }
+        if ended.is_err() && seen.old.load(Relaxed) {
+            // To an HTTP/1.0 caller an orderly end is the body's end: only a reset says that it broke off.
+            let _gone = stream.set_zero_linger();
+        } else {
+            linger(stream).await;
         }
         self.open.decrement(1.0);
     }
@@ -95,7 +113,19 @@ async fn linger(mut stream: TcpStream) {
 }
 
 /// Calls of one connection come one after the other, so the cell is never borrowed twice.
-struct Calls(RefCell<Handler>);
+struct Calls {
+    handler: RefCell<Handler>,
+    seen: Arc<Seen>,
+}
+
+/// What a connection has seen of its calls.
+#[derive(Default)]
+struct Seen {
+    /// There was one.
+    called: AtomicBool,
+    /// The last one was older than HTTP/1.1.
+    old: AtomicBool,
+}
 
 impl HyperService<http::Request<Incoming>> for Calls {
     type Response = Response;
@@ -103,6 +133,8 @@ impl HyperService<http::Request<Incoming>> for Calls {
     type Future = <Handler as Service<Box<Call>>>::Future;
 
     fn call(&self, request: http::Request<Incoming>) -> Self::Future {
-        self.0.borrow_mut().call(Box::new(Call::new(request.map(Body::incoming))))
+        self.seen.called.store(true, Relaxed);
+        self.seen.old.store(request.version() < http::Version::HTTP_11, Relaxed);
+        self.handler.borrow_mut().call(Box::new(Call::new(request.map(Body::incoming))))
     }
 }

@@ -3,5 +3,6 @@
 
 pub mod head;
 pub mod http;
+mod patient;
 pub mod subscription;
 pub mod tcp;

@@ -64,7 +64,8 @@ impl Timelines {
                 index,
                 next: 0,
                 max: config.max / shards,
-                lost: millis(now),
+                // What was made in this very millisecond is ours: no earlier process ended that fast.
+                lost: millis(now).saturating_sub(1),
             })
         };
         Self {

@@ -57,6 +57,7 @@ struct Spare {
 struct Answer {
     response: http::Response<Incoming>,
     connection: Connection,
+    sent: Option<Sent>,
     open: Open,
 }
 
@@ -137,13 +138,13 @@ impl Forward {
             let request = source.take()?;
             let reused = connection.reused;
             let open = Open::at(&endpoint);
-            let uploading = source.has_body.then_some(&source.sent);
+            let uploading = source.has_body.then(|| source.sent.clone());
             let answered = {
                 let head = pin!(connection.send(request));
-                self.head(head, uploading, limit, timer.as_mut()).await
+                self.head(head, uploading.as_ref(), limit, timer.as_mut()).await
             };
             match answered {
-                Ok(Ok(response)) => return Ok(Answer { response, connection, open }),
+                Ok(Ok(response)) => return Ok(Answer { response, connection, sent: uploading, open }),
                 Ok(Err(failed)) => {
                     source.ready = failed.unsent.map(|request| *request);
                     if !(reused && source.ready.is_some()) {
@@ -225,9 +226,18 @@ impl Forward {
     /// Sends the answer back, holding what the call holds until its last byte.
     fn relay(&self, answer: Answer, progress: &Progress, permit: Option<Permit>) -> Result<Response, Error> {
         let (mut head, incoming) = answer.response.into_parts();
+        if head.status.is_informational() {
+            // Only a 101 gets this far, and nothing that could switch was passed on.
+            return Err(Error::new(Kind::BadAnswer, "the service switches protocols unasked"));
+        }
         hop::clean_response(&mut head.headers)?;
         head.version = Version::HTTP_11;
-        let mut held = Held { connection: Some(answer.connection), _open: answer.open, _permit: permit };
+        let mut held = Held {
+            connection: Some(answer.connection),
+            sent: answer.sent,
+            _open: answer.open,
+            _permit: permit,
+        };
         if incoming.is_end_stream() {
             held.finish();
             return Ok(Response::from_parts(head, Body::empty()));

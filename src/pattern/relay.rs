@@ -13,6 +13,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::paced::Sent;
 use crate::error::{Error, Kind};
 use crate::service::Permit;
 use crate::upstream::{Connection, Open};
@@ -29,14 +30,18 @@ pub(super) struct Limits {
 /// What a call holds until its answer's last byte.
 pub(super) struct Held {
     pub(super) connection: Option<Connection>,
+    /// Tells when the request is through; `None` for one without a body.
+    pub(super) sent: Option<Sent>,
     pub(super) _open: Open,
     pub(super) _permit: Option<Permit>,
 }
 
 impl Held {
-    /// The answer was read to its end: the connection may serve another call.
+    /// The answer was read to its end: the connection may serve another call, unless the request is still on its way.
+    /// Dropped, it ends with the request.
     pub(super) fn finish(&mut self) {
-        if let Some(connection) = self.connection.take() {
+        let through = self.sent.as_ref().is_none_or(Sent::is_complete);
+        if let Some(connection) = self.connection.take().filter(|_| through) {
             connection.release();
         }
     }

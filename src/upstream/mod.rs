@@ -105,8 +105,9 @@ impl Upstream {
                 status: retries("status"),
             },
         });
-        resolve::refresh(&upstream).await;
-        lifecycle::spawn(&shared.runtime, "resolve", resolve::keep_fresh(Arc::downgrade(&upstream)));
+        let mut answers = resolve::Answers::default();
+        resolve::refresh(&upstream, &mut answers).await;
+        lifecycle::spawn(&shared.runtime, "resolve", resolve::keep_fresh(Arc::downgrade(&upstream), answers));
         upstream
     }
 

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::Endpoint;
 use crate::body::Body;
-use crate::error::{Error, Kind, Retry};
+use crate::error::{Error, Kind, Retry, Side};
 use crate::lifecycle::shard;
 use crate::service::Request;
 
@@ -129,8 +129,12 @@ impl Connection {
             Err(mut error) => match error.take_message() {
                 Some(request) => Err(never_sent(request, error.into_error().into())),
                 None => {
-                    self.endpoint.load.failed();
-                    Err(SendError { error: sent(error.into_error()), unsent: None })
+                    let error = sent(error.into_error());
+                    // A caller that breaks off says nothing about the address.
+                    if error.kind().side() == Side::Peer {
+                        self.endpoint.load.failed();
+                    }
+                    Err(SendError { error, unsent: None })
                 }
             },
         }

@@ -21,8 +21,12 @@ const ADDRESSES_MAX: usize = 1_000;
 /// How often idle connections are looked over.
 const SWEEP: Duration = Duration::from_secs(1);
 
+/// The last good answer of each configured address, in their order.
+#[derive(Debug, Default)]
+pub(super) struct Answers(Vec<Vec<SocketAddr>>);
+
 /// Looks up and sweeps until the upstream is gone.
-pub(super) async fn keep_fresh(upstream: Weak<Upstream>) {
+pub(super) async fn keep_fresh(upstream: Weak<Upstream>, mut answers: Answers) {
     let rounds = FRESH.as_secs() / SWEEP.as_secs();
     for round in 1_u64.. {
         sleep(SWEEP).await;
@@ -31,27 +35,26 @@ pub(super) async fn keep_fresh(upstream: Weak<Upstream>) {
             endpoint.pool.sweep(upstream.settings.idle);
         }
         if round.is_multiple_of(rounds) {
-            refresh(&upstream).await;
+            refresh(&upstream, &mut answers).await;
         }
     }
 }
 
-/// Looks all names up. Addresses that stay keep their pool and their load; those that are gone lose theirs.
-pub(super) async fn refresh(upstream: &Arc<Upstream>) {
-    let old = upstream.endpoints.load_full();
-    let mut found: Vec<SocketAddr> = Vec::new();
-    for address in &upstream.addresses {
+/// Looks all names up. One that fails keeps its last answer and does not hold up the others. Addresses that stay keep
+/// their pool and their load; those that are gone lose theirs.
+pub(super) async fn refresh(upstream: &Arc<Upstream>, answers: &mut Answers) {
+    answers.0.resize_with(upstream.addresses.len(), Vec::new);
+    for (address, last) in upstream.addresses.iter().zip(&mut answers.0) {
         match look_up(address).await {
-            Ok(answers) => found.extend(answers),
-            Err(error) if old.is_empty() => {
-                tracing::warn!(service = upstream.name, %address, %error, "name does not resolve");
-            }
+            Ok(answer) => *last = answer,
             Err(error) => {
-                tracing::warn!(service = upstream.name, %address, %error, "name does not resolve; keeping what it had");
-                return;
+                let kept = last.len();
+                tracing::warn!(service = upstream.name, %address, %error, kept, "name does not resolve");
             }
         }
     }
+    let old = upstream.endpoints.load_full();
+    let mut found: Vec<SocketAddr> = answers.0.concat();
     found.sort_unstable();
     found.dedup();
     if found.len() > ADDRESSES_MAX {
@@ -79,5 +82,27 @@ async fn look_up(address: &Address) -> std::io::Result<Vec<SocketAddr>> {
     match timeout(LOOKUP, looking).await {
         Ok(answers) => Ok(answers?.collect()),
         Err(_) => Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "the look-up timed out")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::runtime::Handle;
+
+    use super::super::Shared;
+    use super::*;
+    use crate::telemetry::metrics::Metrics;
+
+    #[tokio::test]
+    async fn a_name_that_fails_keeps_its_last_answer_and_the_others_move_on() {
+        let shared = Shared { metrics: Metrics::new(), shards: 1, runtime: Handle::current() };
+        let address = |host: &str| Address { host: host.to_owned(), port: 80 };
+        let configured = [address("nowhere.invalid"), address("127.0.0.2")];
+        let upstream = Upstream::start("billing", &configured, Duration::from_secs(1), &shared).await;
+        let known = |host: [u8; 4]| SocketAddr::from((host, 80));
+        let mut answers = Answers(vec![vec![known([127, 0, 0, 1])], vec![known([127, 0, 0, 9])]]);
+        refresh(&upstream, &mut answers).await;
+        let found: Vec<SocketAddr> = upstream.endpoints().iter().map(|endpoint| endpoint.address).collect();
+        assert_eq!(found, [known([127, 0, 0, 1]), known([127, 0, 0, 2])]);
     }
 }

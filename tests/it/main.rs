@@ -5,5 +5,18 @@
 mod support;
 
 mod config;
+mod doors;
+mod event;
+mod failures;
 mod forward;
+mod hop;
+mod key;
+mod lifecycle;
+mod outage;
+mod poison;
+mod publish;
+mod redelivery;
+mod reload;
+mod subscription;
 mod tidy;
+mod verdict;
