@@ -8,7 +8,7 @@ use rdkafka::types::RDKafkaRespErr;
 use tokio::time::Instant;
 use wayside::kafka::embedded::Embedded;
 
-use super::subscription::{LONG, bodies, calls, ended, subscribed, subscribed_at};
+use super::subscription::{LONG, bodies, calls, ended, subscribed, subscribed_at, yaml};
 use crate::support::app::{Answer, App};
 use crate::support::broker::{self, Written, plain};
 use crate::support::client::post;
@@ -309,4 +309,36 @@ async fn nothing_is_lost_or_out_of_order_though_the_app_fails_and_sidecars_come_
         );
     }
     assert!(second.stop().await);
+}
+
+#[tokio::test]
+async fn a_reload_changes_where_a_subscription_delivers_and_loses_nothing() {
+    let (first, second) = (broker::topic("reloaded", 2), broker::topic("untouched", 1));
+    let rule = |path: &str, topic: &str| format!("topic: {topic}, group: {topic}, deliver: {{ path: {path} }}");
+    let app = App::agreeable().await;
+    let (old, other) = (rule("/old", &first), rule("/other", &second));
+    let sidecar = subscribed(app.address, &[old, other.clone()]).await;
+    broker::write(&first, &[plain("one")]);
+    broker::write(&second, &[plain("x")]);
+    calls(&app, 2).await;
+    ended(&sidecar, &first, "done", 1).await;
+
+    // The untouched rule stands on another line now, which is no change.
+    let new = yaml(&broker::address(), app.address, &[other, rule("/new", &first)]);
+    sidecar.reload(&new).await.expect("subscriptions can be reloaded");
+    broker::write(&first, &[plain("two"), Written { partition: 1, ..plain("three") }]);
+    broker::write(&second, &[plain("y")]);
+    let seen = calls(&app, 5).await;
+    let to = |path: &str| {
+        let mut bodies: Vec<String> =
+            bodies(&seen.iter().filter(|seen| seen.target == path).cloned().collect::<Vec<_>>());
+        bodies.sort_unstable();
+        bodies
+    };
+    assert_eq!((to("/old"), to("/new"), to("/other")), (
+        vec!["one".to_owned()],
+        vec!["three".to_owned(), "two".to_owned()],
+        vec!["x".to_owned(), "y".to_owned()],
+    ));
+    assert!(sidecar.stop().await);
 }

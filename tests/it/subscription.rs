@@ -32,11 +32,15 @@ pub(super) async fn subscribed_at(
     app: SocketAddr,
     subscriptions: &[String],
 ) -> Sidecar {
+    Sidecar::start(&yaml(bootstrap, app, subscriptions)).await
+}
+
+pub(super) fn yaml(bootstrap: &str, app: SocketAddr, subscriptions: &[String]) -> String {
     let list: String = subscriptions
         .iter()
         .map(|one| format!("  - {{ {one} }}\n"))
         .collect();
-    Sidecar::start(&format!(
+    format!(
         "
 service: billing
 app: {app}
@@ -46,8 +50,7 @@ subscriptions:
 kafka: {{ brokers: [\"{bootstrap}\"] }}
 drain: 8s
 "
-    ))
-    .await
+    )
 }
 
 pub(super) async fn calls(app: &App, count: usize) -> Vec<Seen> {
