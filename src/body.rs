@@ -32,12 +32,20 @@ impl Body {
     /// Bytes in memory.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
-        if bytes.is_empty() { Self::empty() } else { Self(Shape::Full(bytes)) }
+        if bytes.is_empty() {
+            Self::empty()
+        } else {
+            Self(Shape::Full(bytes))
+        }
     }
 
     /// What a connection receives.
     pub fn incoming(body: Incoming) -> Self {
-        if body.is_end_stream() { Self::empty() } else { Self(Shape::Incoming(body)) }
+        if body.is_end_stream() {
+            Self::empty()
+        } else {
+            Self(Shape::Incoming(body))
+        }
     }
 
     /// A body of another shape, at the cost of one box.
@@ -50,14 +58,21 @@ impl Body {
     /// # Errors
     /// [`Kind::BodyTooLarge`] above `max`, at the first frame that shows it, or the body's own error.
     pub async fn read(mut self, max: usize) -> Result<Bytes, Error> {
-        let too_large = || Error::new(Kind::BodyTooLarge, format!("the body is over the limit of {max} bytes"));
+        let too_large = || {
+            Error::new(
+                Kind::BodyTooLarge,
+                format!("the body is over the limit of {max} bytes"),
+            )
+        };
         if self.size_hint().lower() > max as u64 {
             return Err(too_large());
         }
         let mut first: Option<Bytes> = None;
         let mut all = bytes::BytesMut::new();
         while let Some(frame) = self.frame().await {
-            let Ok(data) = frame?.into_data() else { continue };
+            let Ok(data) = frame?.into_data() else {
+                continue;
+            };
             if first.as_ref().map_or(all.len(), Bytes::len) + data.len() > max {
                 return Err(too_large());
             }
@@ -94,7 +109,9 @@ impl HttpBody for Body {
             Shape::Incoming(body) => {
                 let frame = ready!(Pin::new(body).poll_frame(cx));
                 Poll::Ready(frame.map(|frame| {
-                    frame.map_err(|cause| Error::new(Kind::CallerGone, "the body broke off").because(cause))
+                    frame.map_err(|cause| {
+                        Error::new(Kind::CallerGone, "the body broke off").because(cause)
+                    })
                 }))
             }
             Shape::Boxed(body) => body.as_mut().poll_frame(cx),
@@ -138,8 +155,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_over_the_limit_is_refused_before_it_is_read() {
-        let error = Body::full("12345").read(4).await.expect_err("five bytes are over four");
+        let error = Body::full("12345")
+            .read(4)
+            .await
+            .expect_err("five bytes are over four");
         assert_eq!(error.kind(), Kind::BodyTooLarge);
-        assert_eq!(Body::full("1234").read(4).await.expect("four bytes fit"), "1234");
+        assert_eq!(
+            Body::full("1234").read(4).await.expect("four bytes fit"),
+            "1234"
+        );
     }
 }

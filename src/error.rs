@@ -134,7 +134,13 @@ kinds! {
 impl Error {
     /// An error whose `detail` the client may read. It is never tried again unless [`Error::retry`] says so.
     pub fn new(kind: Kind, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self(Box::new(Inner { kind, retry: Retry::Never, detail: detail.into(), retry_after: None, source: None }))
+        Self(Box::new(Inner {
+            kind,
+            retry: Retry::Never,
+            detail: detail.into(),
+            retry_after: None,
+            source: None,
+        }))
     }
 
     /// Says whether the call may be sent again.
@@ -208,8 +214,12 @@ mod tests {
 
     #[test]
     fn the_client_reads_the_detail_and_only_the_log_the_cause() {
-        let error = Error::new(Kind::Reset, "billing closed the connection").because("os error 104");
+        let error =
+            Error::new(Kind::Reset, "billing closed the connection").because("os error 104");
         assert_eq!(error.detail(), "billing closed the connection");
-        assert_eq!(error.to_string(), "connection-reset: billing closed the connection: os error 104");
+        assert_eq!(
+            error.to_string(),
+            "connection-reset: billing closed the connection: os error 104"
+        );
     }
 }

@@ -6,15 +6,15 @@ pub mod app;
 pub mod cli;
 pub mod config;
 
-pub mod listen;
-pub mod route;
-pub mod pattern;
-pub mod upstream;
-pub mod kafka;
-pub mod claims;
-pub mod messages;
-pub mod reply;
 pub mod admin;
+pub mod claims;
+pub mod kafka;
+pub mod listen;
+pub mod messages;
+pub mod pattern;
+pub mod reply;
+pub mod route;
+pub mod upstream;
 
 pub mod body;
 pub mod error;

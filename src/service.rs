@@ -39,7 +39,12 @@ impl Call {
     /// Takes a request that was read just now.
     pub fn new(mut request: Request) -> Self {
         let trace = Trace::of(request.headers_mut());
-        Self { started: Instant::now(), trace, request, permit: None }
+        Self {
+            started: Instant::now(),
+            trace,
+            request,
+            permit: None,
+        }
     }
 }
 
@@ -70,7 +75,12 @@ pub struct Gate {
 impl Gate {
     /// Makes a gate for `max` calls at a time.
     pub fn new(max: usize, gauge: Gauge) -> Arc<Self> {
-        Arc::new(Self { max, now: AtomicUsize::new(0), entered: AtomicU64::new(0), gauge })
+        Arc::new(Self {
+            max,
+            now: AtomicUsize::new(0),
+            entered: AtomicU64::new(0),
+            gauge,
+        })
     }
 
     /// Enters, unless as many are inside as may be.
@@ -81,7 +91,9 @@ impl Gate {
         }
         self.entered.fetch_add(1, Relaxed);
         self.gauge.increment(1.0);
-        Some(Permit { gate: Arc::clone(self) })
+        Some(Permit {
+            gate: Arc::clone(self),
+        })
     }
 
     /// How many are inside.

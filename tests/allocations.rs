@@ -23,12 +23,16 @@ const BYTES_MAX: usize = 24 << 10;
 #[test]
 fn a_forwarded_call_costs_a_counted_handful_of_allocations() {
     let app = app();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     runtime.expect("a runtime").block_on(async {
         let sidecar = start(app).await;
         let outbound = sidecar.addresses.outbound.expect("an outbound door");
         // The runtime goes on accepting while the caller's thread counts.
-        tokio::task::spawn_blocking(move || count(outbound)).await.expect("counted");
+        tokio::task::spawn_blocking(move || count(outbound))
+            .await
+            .expect("counted");
     });
 }
 
@@ -45,11 +49,17 @@ fn count(outbound: SocketAddr) {
     let (each, bytes) = (counted.allocations / CALLS, counted.bytes_allocated / CALLS);
     let again = counted.reallocations / CALLS;
     println!("{each} allocations, {again} reallocations and {bytes} bytes a forwarded call");
-    assert!(each + again <= ALLOCATIONS_MAX, "{each} allocations and {again} reallocations a call");
+    assert!(
+        each + again <= ALLOCATIONS_MAX,
+        "{each} allocations and {again} reallocations a call"
+    );
     assert!(bytes <= BYTES_MAX, "{bytes} bytes a call");
     let kept = counted.bytes_allocated as isize - counted.bytes_deallocated as isize;
     // A histogram holds one sample of 16 bytes a call until its next upkeep.
-    assert!(kept.unsigned_abs() < CALLS * 32, "{kept} bytes are still held after {CALLS} calls");
+    assert!(
+        kept.unsigned_abs() < CALLS * 32,
+        "{kept} bytes are still held after {CALLS} calls"
+    );
 }
 
 async fn start(app: SocketAddr) -> Sidecar {
@@ -63,9 +73,15 @@ services: {{ billing: {{ addresses: ['{app}'] }} }}
 admin: {{ listen: 127.0.0.1:0 }}
 "
     );
-    let loaded = config::compile("allocations.yaml", &yaml, &|_| None).expect("a good configuration");
-    let surroundings = Surroundings { workers: Some(1), ..Surroundings::default() };
-    Sidecar::start(loaded.config, surroundings).await.expect("it starts")
+    let loaded =
+        config::compile("allocations.yaml", &yaml, &|_| None).expect("a good configuration");
+    let surroundings = Surroundings {
+        workers: Some(1),
+        ..Surroundings::default()
+    };
+    Sidecar::start(loaded.config, surroundings)
+        .await
+        .expect("it starts")
 }
 
 const REQUEST: &[u8] = b"GET /invoices/7?x=1 HTTP/1.1\r\nhost: billing\r\nuser-agent: test\r\naccept: */*\r\n\
@@ -78,7 +94,9 @@ fn call(caller: &mut TcpStream) {
     let mut buffer = [0; 4096];
     let (mut filled, mut end) = (0, None);
     while end.is_none_or(|end| filled < end) {
-        let read = caller.read(&mut buffer[filled..]).expect("the sidecar answers");
+        let read = caller
+            .read(&mut buffer[filled..])
+            .expect("the sidecar answers");
         assert!(read > 0, "the sidecar closed the connection");
         filled += read;
         end = end.or_else(|| head_end(&buffer[..filled]).map(|end| end + BODY));
@@ -102,7 +120,11 @@ fn app() -> SocketAddr {
 
 fn answer(stream: &mut TcpStream) {
     let mut response = [b'x'; 63 + BODY];
-    response[..63].copy_from_slice(b"HTTP/1.1 200 OK\r\ncontent-type: text/a\r\ncontent-length: 1024\r\n\r\n".first_chunk::<63>().expect("63 bytes"));
+    response[..63].copy_from_slice(
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/a\r\ncontent-length: 1024\r\n\r\n"
+            .first_chunk::<63>()
+            .expect("63 bytes"),
+    );
     let mut buffer = [0; 4096];
     let mut filled = 0;
     while let Ok(read @ 1..) = stream.read(&mut buffer[filled..]) {
@@ -115,5 +137,8 @@ fn answer(stream: &mut TcpStream) {
 }
 
 fn head_end(bytes: &[u8]) -> Option<usize> {
-    bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
+    bytes
+        .windows(4)
+        .position(|window| window == b"\r\n\r\n")
+        .map(|at| at + 4)
 }

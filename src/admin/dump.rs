@@ -57,7 +57,10 @@ pub fn admin_handler(dump: Arc<Dump>) -> Handler {
             let (method, path) = asked(&call);
             let answer = match is_local(call.request.headers()) {
                 true => dump.answer(&method, &path).await,
-                false => Err(Error::new(Kind::BadRequest, "the admin door answers to its address or localhost only")),
+                false => Err(Error::new(
+                    Kind::BadRequest,
+                    "the admin door answers to its address or localhost only",
+                )),
             };
             settle(answer, call.trace.id())
         }
@@ -67,9 +70,15 @@ pub fn admin_handler(dump: Arc<Dump>) -> Handler {
 impl Dump {
     async fn answer(&self, method: &Method, path: &str) -> Result<Response, Error> {
         match (method, path) {
-            (&Method::GET | &Method::HEAD, "/config") => Ok(json(StatusCode::OK, &*(self.config)())),
-            (&Method::GET | &Method::HEAD, "/messages") => Ok(json(StatusCode::OK, &(self.messages)())),
-            (&Method::GET | &Method::HEAD, "/drain") => Ok(json(StatusCode::OK, &self.draining().await)),
+            (&Method::GET | &Method::HEAD, "/config") => {
+                Ok(json(StatusCode::OK, &*(self.config)()))
+            }
+            (&Method::GET | &Method::HEAD, "/messages") => {
+                Ok(json(StatusCode::OK, &(self.messages)()))
+            }
+            (&Method::GET | &Method::HEAD, "/drain") => {
+                Ok(json(StatusCode::OK, &self.draining().await))
+            }
             (&Method::POST, "/drain") => {
                 tracing::info!("drain asked for: no longer ready");
                 self.probe.ready.draining();
@@ -79,7 +88,10 @@ impl Dump {
                 let detail = "this door has /live, /ready, /metrics, /config, /messages and /drain";
                 Error::new(Kind::NotFound, detail)
             }),
-            _ => Err(Error::new(Kind::MethodNotAllowed, "the only POST here is /drain")),
+            _ => Err(Error::new(
+                Kind::MethodNotAllowed,
+                "the only POST here is /drain",
+            )),
         }
     }
 
@@ -89,10 +101,20 @@ impl Dump {
             Some(address) if is_up(address).await => "up",
             Some(_) => "gone",
         };
-        let in_flight =
-            self.gates.iter().map(|(door, gate)| InFlight { door, calls: gate.inside() }).collect();
+        let in_flight = self
+            .gates
+            .iter()
+            .map(|(door, gate)| InFlight {
+                door,
+                calls: gate.inside(),
+            })
+            .collect();
         let draining = self.probe.ready.check() == Err(crate::lifecycle::Reason::Draining);
-        Draining { draining, app, in_flight }
+        Draining {
+            draining,
+            app,
+            in_flight,
+        }
     }
 }
 
@@ -105,7 +127,10 @@ fn is_local(headers: &HeaderMap) -> bool {
     if headers.contains_key(ORIGIN) {
         return false;
     }
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).map_or(Cow::Borrowed(""), bare_host);
+    let host = headers
+        .get(HOST)
+        .and_then(|host| host.to_str().ok())
+        .map_or(Cow::Borrowed(""), bare_host);
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || host.parse::<IpAddr>().is_ok() || host.parse::<SocketAddr>().is_ok()
 }

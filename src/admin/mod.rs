@@ -20,7 +20,9 @@ use crate::service::{Call, Response};
 fn text(status: StatusCode, content_type: &'static str, body: impl Into<bytes::Bytes>) -> Response {
     let mut response = Response::new(Body::full(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
@@ -37,5 +39,8 @@ fn settle(result: Result<Response, Error>, call_trace: &str) -> Result<Response,
 
 /// Splits what a side door looks at off a call.
 fn asked(call: &Call) -> (http::Method, String) {
-    (call.request.method().clone(), call.request.uri().path().to_owned())
+    (
+        call.request.method().clone(),
+        call.request.uri().path().to_owned(),
+    )
 }

@@ -30,7 +30,11 @@ impl Probe {
                 Err(Reason::Starting) => text(StatusCode::SERVICE_UNAVAILABLE, TEXT, "starting\n"),
                 Err(Reason::Draining) => text(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n"),
             },
-            "/metrics" => text(StatusCode::OK, "text/plain; version=0.0.4", self.metrics.render()),
+            "/metrics" => text(
+                StatusCode::OK,
+                "text/plain; version=0.0.4",
+                self.metrics.render(),
+            ),
             _ => return None,
         })
     }
@@ -43,9 +47,9 @@ pub fn probe_handler(probe: Arc<Probe>) -> Handler {
         async move {
             let (method, path) = asked(&call);
             let answer = match method {
-                Method::GET | Method::HEAD => probe
-                    .answer(&path)
-                    .ok_or_else(|| Error::new(Kind::NotFound, "this door has /live, /ready and /metrics")),
+                Method::GET | Method::HEAD => probe.answer(&path).ok_or_else(|| {
+                    Error::new(Kind::NotFound, "this door has /live, /ready and /metrics")
+                }),
                 _ => Err(Error::new(Kind::MethodNotAllowed, "this door is read-only")),
             };
             settle(answer, call.trace.id())

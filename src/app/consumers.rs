@@ -9,7 +9,7 @@ use http::uri::PathAndQuery;
 use tokio::task::JoinSet;
 
 use super::live;
-use super::parts::{BuildError, Broker, Parts};
+use super::parts::{Broker, BuildError, Parts};
 use crate::config::model::{Config, Subscription as Rule};
 use crate::kafka::consumer::Consumer;
 use crate::lifecycle::{self, Workers};
@@ -52,13 +52,19 @@ impl Consumers {
         let wanted = by_group(&config.subscriptions);
         let changed = |name: &str, rules: &[Rule]| {
             let groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
-            !groups.iter().any(|group| group.name == name && same(&group.rules, rules))
+            !groups
+                .iter()
+                .any(|group| group.name == name && same(&group.rules, rules))
         };
         let mut started = Vec::new();
         for (name, rules) in &wanted {
             if changed(name, rules) {
                 let consumer = self.start(config, name, rules).await?;
-                started.push(Group { name: (*name).to_owned(), rules: rules.clone(), consumer });
+                started.push(Group {
+                    name: (*name).to_owned(),
+                    rules: rules.clone(),
+                    consumer,
+                });
             }
         }
         let replaced = self.swap(&wanted, started);
@@ -82,11 +88,17 @@ impl Consumers {
     /// Finishes what is in flight, commits and leaves, all groups at once: one whose broker is slow must not use up
     /// the others' time. Says whether all of it ended `within` the time.
     pub(super) async fn stop(&self, within: Duration) -> bool {
-        let groups = std::mem::take(&mut *self.groups.lock().unwrap_or_else(PoisonError::into_inner));
+        let groups =
+            std::mem::take(&mut *self.groups.lock().unwrap_or_else(PoisonError::into_inner));
         leave(groups, within).await
     }
 
-    async fn start(&self, config: &Config, group: &str, rules: &[Rule]) -> Result<Consumer, BuildError> {
+    async fn start(
+        &self,
+        config: &Config,
+        group: &str,
+        rules: &[Rule],
+    ) -> Result<Consumer, BuildError> {
         let (Some(broker), Some(_)) = (&self.parts.broker, &config.app) else {
             return Err(io::Error::other("a subscription needs `kafka` and `app`").into());
         };
@@ -94,16 +106,26 @@ impl Consumers {
         for rule in rules {
             members.push(self.subscription(config, broker, rule).await?);
         }
-        let topics = members.iter().map(|member| member.topic().to_owned()).collect();
+        let topics = members
+            .iter()
+            .map(|member| member.topic().to_owned())
+            .collect();
         let workers = Arc::clone(&self.workers);
-        let consumer = Consumer::start(&broker.kafka, &broker.bootstrap, group, topics, move |lane| {
-            match members.iter().find(|member| member.topic() == &*lane.topic) {
+        let consumer = Consumer::start(
+            &broker.kafka,
+            &broker.bootstrap,
+            group,
+            topics,
+            move |lane| match members.iter().find(|member| member.topic() == &*lane.topic) {
                 Some(member) => {
                     lifecycle::spawn(workers.next(), "lane", Arc::clone(member).run(lane));
                 }
-                None => tracing::error!(topic = &*lane.topic, "a lane of a topic that nobody subscribed to"),
-            }
-        })?;
+                None => tracing::error!(
+                    topic = &*lane.topic,
+                    "a lane of a topic that nobody subscribed to"
+                ),
+            },
+        )?;
         Ok(consumer)
     }
 
@@ -113,8 +135,12 @@ impl Consumers {
         broker: &Broker,
         rule: &Rule,
     ) -> Result<Arc<Subscription>, BuildError> {
-        let app = config.app.as_ref().ok_or_else(|| io::Error::other("a subscription needs `app`"))?;
-        let forward = live::to_app(app, Via::new(&config.service, "subscription"), &self.parts).await;
+        let app = config
+            .app
+            .as_ref()
+            .ok_or_else(|| io::Error::other("a subscription needs `app`"))?;
+        let forward =
+            live::to_app(app, Via::new(&config.service, "subscription"), &self.parts).await;
         let deliver = Deliver {
             forward: live::within(forward, rule.timeout),
             hydrate: Arc::clone(&self.hydrate),
@@ -125,7 +151,13 @@ impl Consumers {
         };
         let producer = Arc::clone(&broker.sender.producer);
         let timelines = Arc::clone(&self.parts.timelines);
-        Ok(Subscription::new(rule, deliver, producer, timelines, &self.parts.metrics))
+        Ok(Subscription::new(
+            rule,
+            deliver,
+            producer,
+            timelines,
+            &self.parts.metrics,
+        ))
     }
 }
 
@@ -153,12 +185,18 @@ fn by_group(rules: &[Rule]) -> Vec<(&str, Vec<Rule>)> {
 /// whose debug text is exact.
 fn same(one: &[Rule], other: &[Rule]) -> bool {
     let text = |rules: &[Rule]| {
-        let nowhere = |rule: &Rule| Rule { line: 0, ..rule.clone() };
+        let nowhere = |rule: &Rule| Rule {
+            line: 0,
+            ..rule.clone()
+        };
         format!("{:?}", rules.iter().map(nowhere).collect::<Vec<_>>())
     };
     text(one) == text(other)
 }
 
 fn path(rule: &Rule) -> io::Result<Option<PathAndQuery>> {
-    rule.path.as_ref().map(|path| path.parse().map_err(io::Error::other)).transpose()
+    rule.path
+        .as_ref()
+        .map(|path| path.parse().map_err(io::Error::other))
+        .transpose()
 }

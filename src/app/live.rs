@@ -45,7 +45,11 @@ enum Action {
 
 impl Live {
     /// Builds a generation. Services whose addresses did not change keep their connections.
-    pub(crate) async fn build(config: Arc<Config>, parts: &Parts, old: Option<&Self>) -> Result<Self, Error> {
+    pub(crate) async fn build(
+        config: Arc<Config>,
+        parts: &Parts,
+        old: Option<&Self>,
+    ) -> Result<Self, Error> {
         let mut services = HashMap::new();
         for service in &config.services {
             let kept = old
@@ -53,11 +57,22 @@ impl Live {
                 .filter(|upstream| upstream.configured() == service.addresses);
             let upstream = match kept {
                 Some(upstream) => Arc::clone(upstream),
-                None => Upstream::start(&service.name, &service.addresses, PEER_IDLE, &parts.upstream).await,
+                None => {
+                    Upstream::start(
+                        &service.name,
+                        &service.addresses,
+                        PEER_IDLE,
+                        &parts.upstream,
+                    )
+                    .await
+                }
             };
             services.insert(service.name.clone(), upstream);
         }
-        let routes = config.outbound.as_ref().map_or(&[][..], |outbound| &outbound.routes);
+        let routes = config
+            .outbound
+            .as_ref()
+            .map_or(&[][..], |outbound| &outbound.routes);
         let running = routes
             .iter()
             .map(|route| {
@@ -75,14 +90,25 @@ impl Live {
                             via: parts.outbound_via.clone(),
                         })
                     }
-                    Pattern::Publish(rule) => Action::Publish(Box::new(publish(rule, &config, parts)?)),
+                    Pattern::Publish(rule) => {
+                        Action::Publish(Box::new(publish(rule, &config, parts)?))
+                    }
                 };
-                Ok(Running { meters: Meters::new(&parts.metrics, "outbound", &route.name, word), action })
+                Ok(Running {
+                    meters: Meters::new(&parts.metrics, "outbound", &route.name, word),
+                    action,
+                })
             })
             .collect::<Result<Vec<_>, Error>>()?;
         let table = Table::new(routes);
         let unrouted = Arc::clone(&parts.unrouted);
-        Ok(Self { config, table, routes: running, services, unrouted })
+        Ok(Self {
+            config,
+            table,
+            routes: running,
+            services,
+            unrouted,
+        })
     }
 
     /// Finds a call's route and runs its pattern.
@@ -90,7 +116,10 @@ impl Live {
         let facts = Facts::of(&call.request);
         let Some(running) = self.table.find(&facts).and_then(|at| self.routes.get(at)) else {
             let error = self.no_route(&facts);
-            return Outcome { result: Err(error), meters: Arc::clone(&self.unrouted) };
+            return Outcome {
+                result: Err(error),
+                meters: Arc::clone(&self.unrouted),
+            };
         };
         let meters = Arc::clone(&running.meters);
         let result = match &running.action {
@@ -103,7 +132,9 @@ impl Live {
 
     fn no_route(&self, facts: &Facts<'_>) -> Error {
         let detail = match self.table.nearest(facts) {
-            Some((name, mismatch)) => format!("no route takes this call; the nearest is `{name}`, but {mismatch}"),
+            Some((name, mismatch)) => {
+                format!("no route takes this call; the nearest is `{name}`, but {mismatch}")
+            }
             None => "this sidecar has no routes".to_owned(),
         };
         Error::new(Kind::NoRoute, detail)
@@ -121,9 +152,18 @@ pub(crate) fn word(pattern: &Pattern) -> &'static str {
 
 /// The way to the app: never repeated once sent, since the caller's sidecar repeats, and one hop that does is enough.
 pub(crate) async fn to_app(address: &Address, via: Via, parts: &Parts) -> Forward {
-    let upstream = Upstream::start("app", std::slice::from_ref(address), APP_IDLE, &parts.upstream).await;
+    let upstream = Upstream::start(
+        "app",
+        std::slice::from_ref(address),
+        APP_IDLE,
+        &parts.upstream,
+    )
+    .await;
     let connect = Duration::from_secs(1);
-    let backoff = crate::config::model::Backoff { first: Duration::ZERO, longest: Duration::ZERO };
+    let backoff = crate::config::model::Backoff {
+        first: Duration::ZERO,
+        longest: Duration::ZERO,
+    };
     Forward {
         upstream,
         timeouts: Timeouts {
@@ -133,7 +173,11 @@ pub(crate) async fn to_app(address: &Address, via: Via, parts: &Parts) -> Forwar
             per_try: APP_WHOLE,
             idle: APP_WHOLE,
         },
-        retry: Retry { attempts: 1, backoff, statuses: Vec::new() },
+        retry: Retry {
+            attempts: 1,
+            backoff,
+            statuses: Vec::new(),
+        },
         idempotent: false,
         replay: Arc::clone(&parts.replay),
         via,
@@ -142,13 +186,20 @@ pub(crate) async fn to_app(address: &Address, via: Via, parts: &Parts) -> Forwar
 
 fn publish(rule: &PublishRule, config: &Config, parts: &Parts) -> Result<Publish, Error> {
     let broker = parts.broker.as_ref().ok_or_else(|| unbuilt("kafka"))?;
-    let survives = rule.slim.as_ref().and_then(|slim| config.claims.get(slim.claim.0)).map(|store| store.survives);
+    let survives = rule
+        .slim
+        .as_ref()
+        .and_then(|slim| config.claims.get(slim.claim.0))
+        .map(|store| store.survives);
     Ok(Publish::new(rule, survives, &broker.sender, &parts.metrics))
 }
 
 /// Compiling the configuration has ruled this out; the error is there so that a defect is no panic.
 fn unbuilt(part: &str) -> Error {
-    Error::new(Kind::Internal, format!("`{part}` needs a part that was not built"))
+    Error::new(
+        Kind::Internal,
+        format!("`{part}` needs a part that was not built"),
+    )
 }
 
 /// The same way with a limit on one delivery.

@@ -113,7 +113,11 @@ impl Sidecar {
     pub async fn start(config: Config, surroundings: Surroundings) -> Result<Self, BuildError> {
         let listeners = Listeners::bind(&config).await?;
         let addresses = listeners.addresses()?;
-        let workers = Workers::start(surroundings.workers.unwrap_or_else(Workers::count_for_this_machine))?;
+        let workers = Workers::start(
+            surroundings
+                .workers
+                .unwrap_or_else(Workers::count_for_this_machine),
+        )?;
         let workers = Arc::new(workers);
         let metrics = Metrics::new();
         let shared = upstream::Shared {
@@ -126,7 +130,12 @@ impl Sidecar {
         let parts = Arc::new(Parts::build(&config, instance, shared)?);
         let live = Live::build(Arc::clone(&config), &parts, None).await?;
         let live = Arc::new(ArcSwap::from_pointee(live));
-        let gate = |door| Gate::new(config.limits.in_flight, metrics.gauge(&names::IN_FLIGHT, &[("door", door)]));
+        let gate = |door| {
+            Gate::new(
+                config.limits.in_flight,
+                metrics.gauge(&names::IN_FLIGHT, &[("door", door)]),
+            )
+        };
         let mut sidecar = Self {
             addresses,
             metrics: metrics.clone(),
@@ -139,16 +148,28 @@ impl Sidecar {
             workers,
         };
         sidecar.open(&config, listeners, gate("inbound")).await?;
-        lifecycle::spawn(&Handle::current(), "upkeep", upkeep(Arc::downgrade(&sidecar.parts)));
+        lifecycle::spawn(
+            &Handle::current(),
+            "upkeep",
+            upkeep(Arc::downgrade(&sidecar.parts)),
+        );
         sidecar.ready.started();
         Ok(sidecar)
     }
 
     /// Hands every door its calls, the consumers their lanes.
-    async fn open(&mut self, config: &Config, listeners: Listeners, inbound_gate: Arc<Gate>) -> Result<(), BuildError> {
+    async fn open(
+        &mut self,
+        config: &Config,
+        listeners: Listeners,
+        inbound_gate: Arc<Gate>,
+    ) -> Result<(), BuildError> {
         let parts = Arc::clone(&self.parts);
         let hydrate = Arc::new(self.hydrate(config));
-        let gates = vec![("outbound", Arc::clone(&self.outbound_gate)), ("inbound", Arc::clone(&inbound_gate))];
+        let gates = vec![
+            ("outbound", Arc::clone(&self.outbound_gate)),
+            ("inbound", Arc::clone(&inbound_gate)),
+        ];
         if let Some(listener) = listeners.outbound {
             let door = Arc::new(OutboundDoor {
                 live: Arc::clone(&self.live),
@@ -183,7 +204,10 @@ impl Sidecar {
         (probe_listener, admin_listener): (Option<TcpListener>, TcpListener),
         gates: Vec<(&'static str, Arc<Gate>)>,
     ) {
-        let probe = Arc::new(Probe { ready: Arc::clone(&self.ready), metrics: self.metrics.clone() });
+        let probe = Arc::new(Probe {
+            ready: Arc::clone(&self.ready),
+            metrics: self.metrics.clone(),
+        });
         if let Some(listener) = probe_listener {
             self.accept(config, listener, "probe", probe_handler(Arc::clone(&probe)));
         }
@@ -191,15 +215,28 @@ impl Sidecar {
         let dump = Dump {
             probe,
             config: Box::new(move || Arc::clone(&live.load().config)),
-            messages: Box::new(move || timelines.recent(MESSAGES_SHOWN).iter().map(Timeline::to_json).collect()),
+            messages: Box::new(move || {
+                timelines
+                    .recent(MESSAGES_SHOWN)
+                    .iter()
+                    .map(Timeline::to_json)
+                    .collect()
+            }),
             gates,
         };
-        self.accept(config, admin_listener, "admin", admin_handler(Arc::new(dump)));
+        self.accept(
+            config,
+            admin_listener,
+            "admin",
+            admin_handler(Arc::new(dump)),
+        );
     }
 
     async fn inbound(&self, config: &Config, parts: &Parts) -> InboundDoor {
         let app = match &config.app {
-            Some(address) => Some(live::to_app(address, Via::new(&config.service, "inbound"), parts).await),
+            Some(address) => {
+                Some(live::to_app(address, Via::new(&config.service, "inbound"), parts).await)
+            }
             None => None,
         };
         let meters = |route, pattern| Meters::new(&parts.metrics, "inbound", route, pattern);
@@ -216,13 +253,25 @@ impl Sidecar {
         let live = Arc::clone(&self.live);
         let services = Arc::new(move |name: &str| live.load().services.get(name).cloned());
         let claims = Arc::clone(&self.parts.claims);
-        Hydrate::new(&config.service, claims, services, config.limits.claim, &self.metrics)
+        Hydrate::new(
+            &config.service,
+            claims,
+            services,
+            config.limits.claim,
+            &self.metrics,
+        )
     }
 
     /// Starts the consumers.
-    async fn subscribe(&mut self, config: &Config, hydrate: Arc<Hydrate>) -> Result<(), BuildError> {
+    async fn subscribe(
+        &mut self,
+        config: &Config,
+        hydrate: Arc<Hydrate>,
+    ) -> Result<(), BuildError> {
         let claims_at = match self.addresses.outbound {
-            Some(address) if address.ip().is_unspecified() => format!("http://127.0.0.1:{}", address.port()),
+            Some(address) if address.ip().is_unspecified() => {
+                format!("http://127.0.0.1:{}", address.port())
+            }
             Some(address) => format!("http://{address}"),
             None => String::new(),
         };
@@ -238,7 +287,13 @@ impl Sidecar {
         Ok(())
     }
 
-    fn keeper(&self, config: &Config, door: &'static str, gate: &Arc<Gate>, unrouted: &Arc<Meters>) -> Keeper {
+    fn keeper(
+        &self,
+        config: &Config,
+        door: &'static str,
+        gate: &Arc<Gate>,
+        unrouted: &Arc<Meters>,
+    ) -> Keeper {
         Keeper {
             who: format!("wayside-{}", config.service),
             door,
@@ -261,7 +316,12 @@ impl Sidecar {
             head_max: config.limits.head,
             open: self.metrics.gauge(&names::CONNECTIONS, &[("door", name)]),
         };
-        let accepting = tcp::accept(listener, Arc::new(door), Arc::clone(&self.workers), drain.guard());
+        let accepting = tcp::accept(
+            listener,
+            Arc::new(door),
+            Arc::clone(&self.workers),
+            drain.guard(),
+        );
         lifecycle::spawn(&Handle::current(), "accept", accepting);
     }
 
@@ -308,14 +368,18 @@ impl Sidecar {
 
 impl Listeners {
     async fn bind(config: &Config) -> io::Result<Self> {
-        async fn optional(name: &str, address: Option<SocketAddr>) -> io::Result<Option<TcpListener>> {
+        async fn optional(
+            name: &str,
+            address: Option<SocketAddr>,
+        ) -> io::Result<Option<TcpListener>> {
             match address {
                 Some(address) => tcp::bind(name, address).await.map(Some),
                 None => Ok(None),
             }
         }
         Ok(Self {
-            outbound: optional("outbound", config.outbound.as_ref().map(|door| door.listen)).await?,
+            outbound: optional("outbound", config.outbound.as_ref().map(|door| door.listen))
+                .await?,
             inbound: optional("inbound", config.inbound.as_ref().map(|door| door.listen)).await?,
             probe: optional("probe", config.probe).await?,
             admin: tcp::bind("admin", config.admin).await?,
@@ -323,7 +387,9 @@ impl Listeners {
     }
 
     fn addresses(&self) -> io::Result<Addresses> {
-        let of = |listener: &Option<TcpListener>| listener.as_ref().map(TcpListener::local_addr).transpose();
+        let of = |listener: &Option<TcpListener>| {
+            listener.as_ref().map(TcpListener::local_addr).transpose()
+        };
         Ok(Addresses {
             outbound: of(&self.outbound)?,
             inbound: of(&self.inbound)?,
@@ -339,7 +405,9 @@ fn instance(addresses: &Addresses, surroundings: &Surroundings) -> String {
         ip if !ip.is_unspecified() => Some(ip),
         _ => surroundings.pod_ip,
     };
-    let reachable = addresses.inbound.and_then(|address| Some(SocketAddr::new(ip(address)?, address.port())));
+    let reachable = addresses
+        .inbound
+        .and_then(|address| Some(SocketAddr::new(ip(address)?, address.port())));
     match (reachable, &surroundings.hostname) {
         (Some(address), _) => address.to_string(),
         (None, Some(name)) => name.replace('/', "-"),
@@ -359,7 +427,10 @@ async fn upkeep(parts: Weak<Parts>) {
             queue.set(broker.sender.producer.waiting() as f64);
         }
         for store in parts.claims.iter() {
-            parts.metrics.gauge(&names::CLAIM_BYTES, &[("store", store.name())]).set(store.used() as f64);
+            parts
+                .metrics
+                .gauge(&names::CLAIM_BYTES, &[("store", store.name())])
+                .set(store.used() as f64);
         }
     }
 }

@@ -50,7 +50,11 @@ pub(crate) struct Broker {
 
 impl Parts {
     /// Builds them. A broker that is away is no error.
-    pub(crate) fn build(config: &Config, instance: String, upstream: upstream::Shared) -> Result<Self, BuildError> {
+    pub(crate) fn build(
+        config: &Config,
+        instance: String,
+        upstream: upstream::Shared,
+    ) -> Result<Self, BuildError> {
         let metrics = upstream.metrics.clone();
         let timelines = Arc::new(Timelines::new(config.messages));
         let claims = Arc::new(Stores::open(&config.claims, &config.service)?);
@@ -96,7 +100,10 @@ fn broker(
         Cluster::Brokers(addresses) => (Bootstrap::brokers(addresses), None),
         Cluster::Embedded => {
             let embedded = Embedded::start()?;
-            tracing::warn!(limits = crate::kafka::embedded::LIMITS, "the broker is the embedded one");
+            tracing::warn!(
+                limits = crate::kafka::embedded::LIMITS,
+                "the broker is the embedded one"
+            );
             (embedded.bootstrap(), Some(embedded))
         }
     };
@@ -108,5 +115,10 @@ fn broker(
         claims: Arc::clone(claims),
         timelines: Arc::clone(timelines),
     });
-    Ok(Broker { kafka: kafka.clone(), bootstrap, sender, _embedded: embedded })
+    Ok(Broker {
+        kafka: kafka.clone(),
+        bootstrap,
+        sender,
+        _embedded: embedded,
+    })
 }

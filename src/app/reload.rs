@@ -33,7 +33,10 @@ pub struct Watcher {
 impl Watcher {
     /// Starts with the content of now.
     pub fn new(path: &Path) -> Self {
-        let mut watcher = Self { path: path.to_owned(), seen: None };
+        let mut watcher = Self {
+            path: path.to_owned(),
+            seen: None,
+        };
         watcher.changed();
         watcher
     }
@@ -41,7 +44,9 @@ impl Watcher {
     /// Whether the content differs from the last look. A file that can not be read has not changed: it may be in the
     /// middle of its replacement.
     pub fn changed(&mut self) -> bool {
-        let Ok(content) = std::fs::read(&self.path) else { return false };
+        let Ok(content) = std::fs::read(&self.path) else {
+            return false;
+        };
         let digest: [u8; 32] = Sha256::digest(&content).into();
         self.seen.replace(digest) != Some(digest)
     }
@@ -66,12 +71,16 @@ impl Sidecar {
 
     /// Counts a reload that did not get as far as a compiled configuration.
     pub fn count_reload(&self, word: &str) {
-        self.metrics.counter(&names::RELOADS, &[("result", word)]).increment(1);
+        self.metrics
+            .counter(&names::RELOADS, &[("result", word)])
+            .increment(1);
     }
 
     /// Tells how many log lines were lost so far.
     pub fn count_dropped_lines(&self, lines: u64) {
-        self.metrics.counter(&names::LOG_DROPPED, &[]).absolute(lines);
+        self.metrics
+            .counter(&names::LOG_DROPPED, &[])
+            .absolute(lines);
     }
 
     async fn try_reload(&self, config: Config) -> Result<Reloaded, String> {
@@ -83,7 +92,9 @@ impl Sidecar {
         let fixed: Vec<&str> = before
             .iter()
             .zip(&after)
-            .filter(|((name, old), (_, new))| old != new && !matches!(*name, "outbound.routes" | "services" | "subscriptions"))
+            .filter(|((name, old), (_, new))| {
+                old != new && !matches!(*name, "outbound.routes" | "services" | "subscriptions")
+            })
             .map(|((name, _), _)| *name)
             .collect();
         if !fixed.is_empty() {
@@ -94,7 +105,10 @@ impl Sidecar {
         let live = live.map_err(|error| error.to_string())?;
         // Consumers first: they are what can still fail, and the routes are then swapped in one step.
         if let Some(consumers) = &self.consumers {
-            consumers.apply(&config).await.map_err(|error| error.to_string())?;
+            consumers
+                .apply(&config)
+                .await
+                .map_err(|error| error.to_string())?;
         }
         self.live.store(Arc::new(live));
         Ok(Reloaded::Swapped)
@@ -105,15 +119,25 @@ impl Sidecar {
 /// is blanked.
 fn sections(config: &Config) -> [(&'static str, String); 14] {
     let secrets = config.kafka.as_ref().map(|kafka| {
-        kafka.properties.iter().map(|(_, value)| value.reveal().to_owned()).collect::<Vec<_>>()
+        kafka
+            .properties
+            .iter()
+            .map(|(_, value)| value.reveal().to_owned())
+            .collect::<Vec<_>>()
     });
     let outbound = config.outbound.as_ref();
     [
-        ("outbound.routes", format!("{:?}", outbound.map(|door| &door.routes))),
+        (
+            "outbound.routes",
+            format!("{:?}", outbound.map(|door| &door.routes)),
+        ),
         ("services", format!("{:?}", config.services)),
         ("service", config.service.clone()),
         ("app", format!("{:?}", config.app)),
-        ("outbound.listen", format!("{:?}", outbound.map(|door| door.listen))),
+        (
+            "outbound.listen",
+            format!("{:?}", outbound.map(|door| door.listen)),
+        ),
         ("inbound", format!("{:?}", config.inbound)),
         ("subscriptions", format!("{:?}", config.subscriptions)),
         ("kafka", format!("{:?} {secrets:?}", config.kafka)),

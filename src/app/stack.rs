@@ -49,17 +49,29 @@ where
     F: Future<Output = Result<Outcome, Infallible>> + Send + 'static,
 {
     let keeper = Arc::new(keeper);
-    let (observing, rescuing, catching, admitting) =
-        (Arc::clone(&keeper), Arc::clone(&keeper), Arc::clone(&keeper), keeper);
+    let (observing, rescuing, catching, admitting) = (
+        Arc::clone(&keeper),
+        Arc::clone(&keeper),
+        Arc::clone(&keeper),
+        keeper,
+    );
     let stack = ServiceBuilder::new()
         // Outermost, so that it counts every answer, also those made below it.
-        .layer(Around(move |inner, call| observe(Arc::clone(&observing), inner, call)))
+        .layer(Around(move |inner, call| {
+            observe(Arc::clone(&observing), inner, call)
+        }))
         // Every error below becomes a response here, and nowhere else.
-        .layer(Around(move |inner, call| answer(Arc::clone(&rescuing), inner, call)))
+        .layer(Around(move |inner, call| {
+            answer(Arc::clone(&rescuing), inner, call)
+        }))
         // A defect costs one call, not the connection's others.
-        .layer(Around(move |inner, call| catch(Arc::clone(&catching), inner, call)))
+        .layer(Around(move |inner, call| {
+            catch(Arc::clone(&catching), inner, call)
+        }))
         // Innermost: a refusal for overload must be cheap, yet counted and answered like the others.
-        .layer(Around(move |inner, call| admit(Arc::clone(&admitting), inner, call)))
+        .layer(Around(move |inner, call| {
+            admit(Arc::clone(&admitting), inner, call)
+        }))
         .service(service_fn(dispatch));
     boxed(stack)
 }
@@ -75,13 +87,21 @@ where
     BoxCloneSyncService::new(stack)
 }
 
-async fn observe<S>(keeper: Arc<Keeper>, mut inner: S, call: Box<Call>) -> Result<Response, Infallible>
+async fn observe<S>(
+    keeper: Arc<Keeper>,
+    mut inner: S,
+    call: Box<Call>,
+) -> Result<Response, Infallible>
 where
     S: Service<Box<Call>, Response = Answered, Error = Infallible>,
 {
     let (started, trace) = (call.started, call.trace.clone());
     let (method, uri) = (call.request.method().clone(), call.request.uri().clone());
-    let Answered { mut response, refused, meters } = inner.call(call).await?;
+    let Answered {
+        mut response,
+        refused,
+        meters,
+    } = inner.call(call).await?;
     headers::set_pattern(response.headers_mut(), meters.pattern);
     let took = started.elapsed();
     meters.seconds.record(took);
@@ -90,7 +110,9 @@ where
         None => meters.outcomes.status(response.status()),
     }
     if refused.is_some() || response.status().is_server_error() {
-        let reason = refused.as_ref().map_or("answer", |error| error.kind().word());
+        let reason = refused
+            .as_ref()
+            .map_or("answer", |error| error.kind().word());
         let error = refused.map(tracing::field::display);
         tracing::warn!(
             door = keeper.door,
@@ -121,17 +143,29 @@ where
     Ok(response)
 }
 
-async fn answer<S>(keeper: Arc<Keeper>, mut inner: S, call: Box<Call>) -> Result<Answered, Infallible>
+async fn answer<S>(
+    keeper: Arc<Keeper>,
+    mut inner: S,
+    call: Box<Call>,
+) -> Result<Answered, Infallible>
 where
     S: Service<Box<Call>, Response = Outcome, Error = Infallible>,
 {
     let trace = call.trace.clone();
     let Outcome { result, meters } = inner.call(call).await?;
     Ok(match result {
-        Ok(response) => Answered { response, refused: None, meters },
+        Ok(response) => Answered {
+            response,
+            refused: None,
+            meters,
+        },
         Err(error) => {
             let response = rescue::respond(&error, &keeper.who, trace.id());
-            Answered { response, refused: Some(error), meters }
+            Answered {
+                response,
+                refused: Some(error),
+                meters,
+            }
         }
     })
 }
@@ -145,12 +179,19 @@ where
         Err(panic) => {
             keeper.panics.increment(1);
             let error = Error::new(Kind::Internal, "a fault of this sidecar").because(panic);
-            Ok(Outcome { result: Err(error), meters: Arc::clone(&keeper.unrouted) })
+            Ok(Outcome {
+                result: Err(error),
+                meters: Arc::clone(&keeper.unrouted),
+            })
         }
     }
 }
 
-async fn admit<S>(keeper: Arc<Keeper>, mut inner: S, mut call: Box<Call>) -> Result<Outcome, Infallible>
+async fn admit<S>(
+    keeper: Arc<Keeper>,
+    mut inner: S,
+    mut call: Box<Call>,
+) -> Result<Outcome, Infallible>
 where
     S: Service<Box<Call>, Response = Outcome, Error = Infallible>,
 {
@@ -158,9 +199,15 @@ where
     if call.permit.is_some() {
         return inner.call(call).await;
     }
-    let detail = format!("{} calls are in flight, as many as this door takes", keeper.gate.max());
+    let detail = format!(
+        "{} calls are in flight, as many as this door takes",
+        keeper.gate.max()
+    );
     let error = Error::new(Kind::Overloaded, detail).after(Duration::from_secs(1));
-    Ok(Outcome { result: Err(error), meters: Arc::clone(&keeper.unrouted) })
+    Ok(Outcome {
+        result: Err(error),
+        meters: Arc::clone(&keeper.unrouted),
+    })
 }
 
 /// A layer made of an async function that gets the inner service and the call.
@@ -177,7 +224,10 @@ impl<S, F: Clone> Layer<S> for Around<F> {
     type Service = Wrapped<S, F>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Wrapped { inner, run: self.0.clone() }
+        Wrapped {
+            inner,
+            run: self.0.clone(),
+        }
     }
 }
 

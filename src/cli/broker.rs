@@ -42,7 +42,10 @@ pub fn run(args: &Args) -> ExitCode {
             std::thread::park();
         }
     });
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             complain(&format!("wayside: {error}"));

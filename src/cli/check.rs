@@ -41,10 +41,19 @@ pub fn run(args: &Args) -> ExitCode {
         }
         match one.ok {
             true => tell(&format!("{}: ok", one.file)),
-            false => complain(&config::Report { errors: one.errors.clone() }.to_string()),
+            false => complain(
+                &config::Report {
+                    errors: one.errors.clone(),
+                }
+                .to_string(),
+            ),
         }
     }
-    if checked.iter().all(|one| one.ok) { ExitCode::SUCCESS } else { ExitCode::from(BAD_CONFIG) }
+    if checked.iter().all(|one| one.ok) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(BAD_CONFIG)
+    }
 }
 
 fn check(path: &Path) -> Checked {
@@ -66,5 +75,10 @@ fn check(path: &Path) -> Checked {
             hint: None,
         }));
     }
-    Checked { file, ok: errors.is_empty(), errors, warnings }
+    Checked {
+        file,
+        ok: errors.is_empty(),
+        errors,
+        warnings,
+    }
 }

@@ -47,7 +47,10 @@ struct InFlight {
 
 /// Drains.
 pub fn run(args: &Args) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             complain(&format!("wayside: {error}"));
@@ -57,7 +60,10 @@ pub fn run(args: &Args) -> ExitCode {
     match runtime.block_on(drain(args)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&format!("wayside: the admin door at {} does not answer: {error}", args.admin));
+            complain(&format!(
+                "wayside: the admin door at {} does not answer: {error}",
+                args.admin
+            ));
             ExitCode::FAILURE
         }
     }
@@ -80,16 +86,22 @@ async fn drain(args: &Args) -> Result<(), String> {
 
 async fn ask(admin: SocketAddr, method: Method) -> Result<Draining, String> {
     let asking = async {
-        let stream = TcpStream::connect(admin).await.map_err(|error| error.to_string())?;
-        let (mut sender, connection) =
-            http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+        let stream = TcpStream::connect(admin)
+            .await
+            .map_err(|error| error.to_string())?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| error.to_string())?;
         let mut request = http::Request::new(Body::empty());
         *request.method_mut() = method;
         *request.uri_mut() = http::Uri::from_static("/drain");
         let host = HeaderValue::from_str(&admin.to_string()).map_err(|error| error.to_string())?;
         request.headers_mut().insert(HOST, host);
         let exchange = async {
-            let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+            let response = sender
+                .send_request(request)
+                .await
+                .map_err(|error| error.to_string())?;
             let body = Body::incoming(response.into_body()).read(ANSWER_MAX);
             let body = body.await.map_err(|error| error.to_string())?;
             serde_json::from_slice(&body).map_err(|error| error.to_string())
@@ -99,5 +111,7 @@ async fn ask(admin: SocketAddr, method: Method) -> Result<Draining, String> {
             Err(error) = connection => Err(error.to_string()),
         }
     };
-    timeout(ANSWER, asking).await.unwrap_or_else(|_| Err("it took too long".to_owned()))
+    timeout(ANSWER, asking)
+        .await
+        .unwrap_or_else(|_| Err("it took too long".to_owned()))
 }

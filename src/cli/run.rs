@@ -50,7 +50,10 @@ pub fn run(args: &Args) -> ExitCode {
         hostname: environment("HOSTNAME"),
         workers: args.workers,
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };
@@ -67,7 +70,10 @@ async fn serve(sidecar: Sidecar, file: &Path, log: &Log) -> ExitCode {
         Ok(signals) => signals,
         Err(error) => return failed(&error),
     };
-    let ready = Ready { ready: true, addresses: sidecar.addresses };
+    let ready = Ready {
+        ready: true,
+        addresses: sidecar.addresses,
+    };
     tell(&serde_json::to_string(&ready).unwrap_or_default());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
     let mut watcher = Watcher::new(file);

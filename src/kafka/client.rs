@@ -177,7 +177,10 @@ pub(super) fn producer_config(
         QUEUE_RECORDS_MAX.to_string(),
     );
     let (least, most) = RECORD_BYTES_RANGE;
-    config.set("message.max.bytes", kafka.queue_max.clamp(least, most).to_string());
+    config.set(
+        "message.max.bytes",
+        kafka.queue_max.clamp(least, most).to_string(),
+    );
     apply(&mut config, kafka)?;
     Ok(config)
 }

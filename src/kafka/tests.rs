@@ -233,7 +233,10 @@ async fn a_full_queue_is_an_answer_and_not_a_wait() {
 
 #[tokio::test]
 async fn what_the_broker_cannot_take_is_told_apart() {
-    let properties = [("allow.auto.create.topics", "false"), ("message.max.bytes", "2000000")];
+    let properties = [
+        ("allow.auto.create.topics", "false"),
+        ("message.max.bytes", "2000000"),
+    ];
     let (_broker, producer) = start(&properties);
     let asked = Instant::now();
     let unknown = publish(&producer, outgoing("nowhere", None, "x")).await;

@@ -26,14 +26,23 @@ pub struct Guard {
 impl Drain {
     /// Makes a drain that nobody holds yet.
     pub fn new() -> Self {
-        let held = Arc::new(Held { count: AtomicUsize::new(0), changed: watch::Sender::new(()) });
-        Self { begun: watch::Sender::new(false), held }
+        let held = Arc::new(Held {
+            count: AtomicUsize::new(0),
+            changed: watch::Sender::new(()),
+        });
+        Self {
+            begun: watch::Sender::new(false),
+            held,
+        }
     }
 
     /// Hands out a guard.
     pub fn guard(&self) -> Guard {
         self.held.count.fetch_add(1, Ordering::AcqRel);
-        Guard { begun: self.begun.subscribe(), held: Arc::clone(&self.held) }
+        Guard {
+            begun: self.begun.subscribe(),
+            held: Arc::clone(&self.held),
+        }
     }
 
     /// How many guards live.
@@ -49,9 +58,7 @@ impl Drain {
     /// Waits until no guard lives or `deadline` passes; says whether all ended in time.
     pub async fn finished(&self, deadline: Instant) -> bool {
         let mut changed = self.held.changed.subscribe();
-        let all_gone = async {
-            while self.held() > 0 && changed.changed().await.is_ok() {}
-        };
+        let all_gone = async { while self.held() > 0 && changed.changed().await.is_ok() {} };
         timeout_at(deadline, all_gone).await.is_ok()
     }
 }
@@ -78,7 +85,10 @@ impl Guard {
 impl Clone for Guard {
     fn clone(&self) -> Self {
         self.held.count.fetch_add(1, Ordering::AcqRel);
-        Self { begun: self.begun.clone(), held: Arc::clone(&self.held) }
+        Self {
+            begun: self.begun.clone(),
+            held: Arc::clone(&self.held),
+        }
     }
 }
 
@@ -102,8 +112,16 @@ mod tests {
         let mut guard = drain.guard();
         drain.begin();
         guard.draining().await;
-        assert!(!drain.finished(Instant::now() + Duration::from_secs(1)).await);
+        assert!(
+            !drain
+                .finished(Instant::now() + Duration::from_secs(1))
+                .await
+        );
         drop(guard);
-        assert!(drain.finished(Instant::now() + Duration::from_secs(1)).await);
+        assert!(
+            drain
+                .finished(Instant::now() + Duration::from_secs(1))
+                .await
+        );
     }
 }

@@ -19,7 +19,9 @@ impl Ready {
     /// Everything is built.
     pub fn started(&self) {
         // A drain that began while we started stays one.
-        let _was = self.0.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire);
+        let _was = self
+            .0
+            .compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire);
     }
 
     /// No new work, for good.

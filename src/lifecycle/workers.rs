@@ -36,8 +36,13 @@ impl Workers {
     /// # Errors
     /// The system refuses a thread or an event queue.
     pub fn start(count: usize) -> io::Result<Self> {
-        let threads = (1..=count.max(1)).map(Worker::start).collect::<io::Result<Vec<_>>>()?;
-        Ok(Self { threads, next: AtomicUsize::new(0) })
+        let threads = (1..=count.max(1))
+            .map(Worker::start)
+            .collect::<io::Result<Vec<_>>>()?;
+        Ok(Self {
+            threads,
+            next: AtomicUsize::new(0),
+        })
     }
 
     /// As many threads as the process may use CPUs; the standard library reads the cgroup's quota and the affinity mask.
@@ -62,13 +67,19 @@ impl Worker {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel::<()>();
-        let thread = std::thread::Builder::new().name(format!("wayside-worker-{shard}")).spawn(move || {
-            SHARD.set(shard);
-            // Either way of ending means stop: a message, or the owner's drop.
-            let _ended = runtime.block_on(stopped);
-            runtime.shutdown_background();
-        })?;
-        Ok(Self { handle, stop: Some(stop), thread: Some(thread) })
+        let thread = std::thread::Builder::new()
+            .name(format!("wayside-worker-{shard}"))
+            .spawn(move || {
+                SHARD.set(shard);
+                // Either way of ending means stop: a message, or the owner's drop.
+                let _ended = runtime.block_on(stopped);
+                runtime.shutdown_background();
+            })?;
+        Ok(Self {
+            handle,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
     }
 }
 
@@ -93,7 +104,9 @@ mod tests {
         let (send, receive) = std::sync::mpsc::channel();
         for _ in 0..4 {
             let send = send.clone();
-            workers.next().spawn(async move { send.send(shard()).expect("the test listens") });
+            workers
+                .next()
+                .spawn(async move { send.send(shard()).expect("the test listens") });
         }
         let mut shards: Vec<usize> = receive.iter().take(4).collect();
         shards.sort_unstable();

@@ -21,22 +21,32 @@ const TARGET_MAX: usize = 8 << 10;
 /// [`Kind::BadRequest`] with the rule that was broken, [`Kind::MethodNotAllowed`] for CONNECT.
 pub fn canonical(request: &mut Request) -> Result<(), Error> {
     if request.method() == Method::CONNECT {
-        return Err(Error::new(Kind::MethodNotAllowed, "CONNECT is switched off"));
+        return Err(Error::new(
+            Kind::MethodNotAllowed,
+            "CONNECT is switched off",
+        ));
     }
     let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
-    if codings.next().is_some_and(|first| first != "chunked" || codings.next().is_some()) {
+    if codings
+        .next()
+        .is_some_and(|first| first != "chunked" || codings.next().is_some())
+    {
         return Err(bad("the only transfer coding taken is exactly `chunked`"));
     }
     one_host(request)?;
     drop_forged(request);
-    let target = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+    let target = request
+        .uri()
+        .path_and_query()
+        .map_or("/", PathAndQuery::as_str);
     if target.len() > TARGET_MAX {
         return Err(bad("the request target is over 8192 bytes"));
     }
     let target = match one_spelling(target)? {
-        Cow::Owned(target) => {
-            Some(PathAndQuery::try_from(target).map_err(|cause| bad("the target is malformed").because(cause))?)
-        }
+        Cow::Owned(target) => Some(
+            PathAndQuery::try_from(target)
+                .map_err(|cause| bad("the target is malformed").because(cause))?,
+        ),
         Cow::Borrowed(_) if request.uri().authority().is_none() => None,
         Cow::Borrowed(_) => request.uri().path_and_query().cloned(),
     };
@@ -54,7 +64,9 @@ fn bad(detail: &'static str) -> Error {
 fn drop_forged(request: &mut Request) {
     // With an underscore too: CGI and its heirs hand both to an app under one name.
     let ours = |name: &&HeaderName| {
-        name.as_str().strip_prefix("wayside").is_some_and(|rest| rest.starts_with(['-', '_']))
+        name.as_str()
+            .strip_prefix("wayside")
+            .is_some_and(|rest| rest.starts_with(['-', '_']))
     };
     let forged: Vec<HeaderName> = request.headers().keys().filter(ours).cloned().collect();
     for name in forged {
@@ -69,14 +81,24 @@ fn one_host(request: &mut Request) -> Result<(), Error> {
         return Err(bad("there is more than one Host header"));
     }
     if let Some(authority) = request.uri().authority() {
-        if request.uri().scheme_str().is_some_and(|scheme| !scheme.eq_ignore_ascii_case("http")) {
-            return Err(bad("only http:// targets are taken; give the proxy plain HTTP and let it do the TLS"));
+        if request
+            .uri()
+            .scheme_str()
+            .is_some_and(|scheme| !scheme.eq_ignore_ascii_case("http"))
+        {
+            return Err(bad(
+                "only http:// targets are taken; give the proxy plain HTTP and let it do the TLS",
+            ));
         }
-        let host = authority.as_str().rsplit_once('@').map_or(authority.as_str(), |(_, host)| host);
+        let host = authority
+            .as_str()
+            .rsplit_once('@')
+            .map_or(authority.as_str(), |(_, host)| host);
         if !is_authority(host.as_bytes()) {
             return Err(bad("the target's host is malformed"));
         }
-        let host = HeaderValue::from_str(host).map_err(|cause| bad("the target's host is malformed").because(cause))?;
+        let host = HeaderValue::from_str(host)
+            .map_err(|cause| bad("the target's host is malformed").because(cause))?;
         request.headers_mut().insert(HOST, host);
         return Ok(());
     }
@@ -109,11 +131,17 @@ fn is_authority(host: &[u8]) -> bool {
 /// What two parsers could read in two ways is refused: dot segments, also when escaped; an escaped NUL; a backslash;
 /// a fragment. An escaped slash stays escaped and never separates segments.
 fn one_spelling(target: &str) -> Result<Cow<'_, str>, Error> {
-    let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+    let (path, query) = target
+        .split_once('?')
+        .map_or((target, None), |(path, query)| (path, Some(query)));
     if path.bytes().any(|byte| matches!(byte, b'\\' | b'#')) {
         return Err(bad("the path has a backslash or a `#`"));
     }
-    let path = if path.contains('%') { Cow::Owned(resolve_escapes(path)?) } else { Cow::Borrowed(path) };
+    let path = if path.contains('%') {
+        Cow::Owned(resolve_escapes(path)?)
+    } else {
+        Cow::Borrowed(path)
+    };
     if path.split('/').any(|segment| matches!(segment, "." | "..")) {
         return Err(bad("the path has a dot segment"));
     }
@@ -136,7 +164,9 @@ fn resolve_escapes(path: &str) -> Result<String, Error> {
             .ok_or_else(|| bad("the path has a broken percent-escape"))?;
         match code {
             0 => return Err(bad("the path has an escaped NUL")),
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(code)),
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                out.push(char::from(code))
+            }
             _ => out.push_str(&format!("%{code:02X}")),
         }
         rest = &after[2..];
@@ -156,7 +186,9 @@ mod tests {
         for host in hosts {
             request = request.header(HOST, *host);
         }
-        let mut request = request.body(Body::empty()).map_err(|error| error.to_string())?;
+        let mut request = request
+            .body(Body::empty())
+            .map_err(|error| error.to_string())?;
         canonical(&mut request).map_err(|error| error.detail().to_owned())?;
         let facts = Facts::of(&request);
         Ok((facts.host.into_owned(), request.uri().to_string()))
@@ -168,21 +200,38 @@ mod tests {
 
     #[test]
     fn the_path_has_one_spelling_and_the_query_stays_as_it_was() {
-        assert_eq!(check("/a/b?x=%41", &["billing"]), ok("billing", "/a/b?x=%41"));
-        assert_eq!(check("/%61/%7euser", &["billing"]), ok("billing", "/a/~user"));
+        assert_eq!(
+            check("/a/b?x=%41", &["billing"]),
+            ok("billing", "/a/b?x=%41")
+        );
+        assert_eq!(
+            check("/%61/%7euser", &["billing"]),
+            ok("billing", "/a/~user")
+        );
         assert_eq!(check("/a%2fb?q", &["billing"]), ok("billing", "/a%2Fb?q"));
     }
 
     #[test]
     fn what_two_parsers_could_read_differently_is_refused() {
-        for target in ["/a/../b", "/a/%2e%2e/b", "/a/%2E/b", "/a%00", "/a\\b", "/a%zz", "/a%4"] {
+        for target in [
+            "/a/../b",
+            "/a/%2e%2e/b",
+            "/a/%2E/b",
+            "/a%00",
+            "/a\\b",
+            "/a%zz",
+            "/a%4",
+        ] {
             assert!(check(target, &["billing"]).is_err(), "{target} is taken");
         }
     }
 
     #[test]
     fn an_absolute_target_replaces_the_host() {
-        assert_eq!(check("http://Billing:80/a?b", &["other"]), ok("billing", "/a?b"));
+        assert_eq!(
+            check("http://Billing:80/a?b", &["other"]),
+            ok("billing", "/a?b")
+        );
         assert!(check("https://billing/a", &[]).is_err());
     }
 

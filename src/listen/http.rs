@@ -54,7 +54,10 @@ impl Door {
     pub async fn serve(&self, stream: TcpStream, mut guard: Guard) {
         self.open.increment(1.0);
         let seen = Arc::new(Seen::default());
-        let calls = Calls { handler: RefCell::new(self.handler.clone()), seen: Arc::clone(&seen) };
+        let calls = Calls {
+            handler: RefCell::new(self.handler.clone()),
+            seen: Arc::clone(&seen),
+        };
         // `max_headers` is left at its default of 100: set, it costs an allocation a call.
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -74,7 +77,9 @@ impl Door {
                 let ended = connection.poll_without_shutdown(cx);
                 // hyper waits for the rest of a first head that began; the whole drain would wait with it.
                 match &mut patience {
-                    Some(patience) if ended.is_pending() && !seen.called.load(Relaxed) => patience.as_mut().poll(cx).map(Ok),
+                    Some(patience) if ended.is_pending() && !seen.called.load(Relaxed) => {
+                        patience.as_mut().poll(cx).map(Ok)
+                    }
                     _ => ended,
                 }
             })
@@ -134,7 +139,11 @@ impl HyperService<http::Request<Incoming>> for Calls {
 
     fn call(&self, request: http::Request<Incoming>) -> Self::Future {
         self.seen.called.store(true, Relaxed);
-        self.seen.old.store(request.version() < http::Version::HTTP_11, Relaxed);
-        self.handler.borrow_mut().call(Box::new(Call::new(request.map(Body::incoming))))
+        self.seen
+            .old
+            .store(request.version() < http::Version::HTTP_11, Relaxed);
+        self.handler
+            .borrow_mut()
+            .call(Box::new(Call::new(request.map(Body::incoming))))
     }
 }

@@ -22,7 +22,11 @@ pub(super) struct Patient {
 impl Patient {
     /// Wraps a socket.
     pub(super) fn new(stream: TcpStream) -> Self {
-        Self { stream, timer: None, stalled: false }
+        Self {
+            stream,
+            timer: None,
+            stalled: false,
+        }
     }
 
     /// Gives the socket back.
@@ -31,28 +35,45 @@ impl Patient {
     }
 
     /// Passes on what a write came to; the time runs while it can not go on.
-    fn paced(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn paced(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
         if written.is_ready() {
             self.stalled = false;
             return written;
         }
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(WRITE_TIMEOUT)));
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(sleep(WRITE_TIMEOUT)));
         if !std::mem::replace(&mut self.stalled, true) {
             timer.as_mut().reset(Instant::now() + WRITE_TIMEOUT);
         }
         ready!(timer.as_mut().poll(cx));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the caller does not read its answer")))
+        Poll::Ready(Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the caller does not read its answer",
+        )))
     }
 }
 
 impl AsyncRead for Patient {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, into)
     }
 }
 
 impl AsyncWrite for Patient {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.paced(cx, written)
     }

@@ -89,8 +89,12 @@ impl Subscription {
     ) -> Arc<Self> {
         let name = rule.topic.as_str();
         let labels = [("subscription", name)];
-        let verdict =
-            |word| metrics.counter(&names::DELIVERIES, &[("subscription", name), ("verdict", word)]);
+        let verdict = |word| {
+            metrics.counter(
+                &names::DELIVERIES,
+                &[("subscription", name), ("verdict", word)],
+            )
+        };
         Arc::new(Self {
             places: Semaphore::new(rule.concurrency),
             meters: Meters {
@@ -134,13 +138,18 @@ impl Subscription {
         let first = SystemTime::now();
         let (mut made, mut missed) = (0_u32, 0_u32);
         loop {
-            let Some(attempted) = self.attempt(lane, &delivery, made + 1).await else { return Ending::Interrupted };
+            let Some(attempted) = self.attempt(lane, &delivery, made + 1).await else {
+                return Ending::Interrupted;
+            };
             self.note(&delivery, &attempted, made + 1);
             let (why, wait) = match &attempted.verdict {
                 Verdict::Done | Verdict::Drop => return Ending::Final,
                 Verdict::NotDelivered => {
                     missed += 1;
-                    (None, retry::wait(PROBE, missed, fastrand::f64()).max(PROBE.first))
+                    (
+                        None,
+                        retry::wait(PROBE, missed, fastrand::f64()).max(PROBE.first),
+                    )
                 }
                 Verdict::Retry(at_least) => {
                     (made, missed) = (made + 1, 0);
@@ -155,7 +164,13 @@ impl Subscription {
                 }
             };
             if let (Some(why), Some(topic)) = (why, &self.rule.dead_letter) {
-                let grave = Grave { topic, why, status: attempted.status, made, first };
+                let grave = Grave {
+                    topic,
+                    why,
+                    status: attempted.status,
+                    made,
+                    first,
+                };
                 return self.bury(lane, received, &delivery, grave).await;
             }
             if interrupted(lane, wait).await {
@@ -179,7 +194,11 @@ impl Subscription {
             Err(panic) => {
                 self.meters.panics.increment(1);
                 let error = Error::new(Kind::Internal, "a fault of this sidecar").because(panic);
-                Attempted { verdict: Verdict::Retry(None), status: None, error: Some(error) }
+                Attempted {
+                    verdict: Verdict::Retry(None),
+                    status: None,
+                    error: Some(error),
+                }
             }
         };
         self.meters.seconds.record(begun.elapsed());
@@ -187,7 +206,13 @@ impl Subscription {
     }
 
     /// Writes a message to the dead letters, however long the broker takes: until then it is not final.
-    async fn bury(&self, lane: &Lane, received: &Received, delivery: &Delivery, grave: Grave<'_>) -> Ending {
+    async fn bury(
+        &self,
+        lane: &Lane,
+        received: &Received,
+        delivery: &Delivery,
+        grave: Grave<'_>,
+    ) -> Ending {
         let topic = grave.topic;
         let obituary = Obituary {
             reason: &grave.why,
@@ -204,15 +229,24 @@ impl Subscription {
                         id = %delivery.id, topic, %error, trace = delivery.trace.id(),
                         "a dead letter is not written yet; its lane waits"
                     );
-                    if interrupted(lane, retry::wait(PROBE, refused, fastrand::f64()).max(PROBE.first)).await {
+                    if interrupted(
+                        lane,
+                        retry::wait(PROBE, refused, fastrand::f64()).max(PROBE.first),
+                    )
+                    .await
+                    {
                         return Ending::Interrupted;
                     }
                 }
             }
         }
         self.meters.dead.increment(1);
-        let dead = Event { status: grave.status, ..Event::now(What::Dead) };
-        self.timelines.record(delivery.id, dead.place(received.partition, received.offset));
+        let dead = Event {
+            status: grave.status,
+            ..Event::now(What::Dead)
+        };
+        self.timelines
+            .record(delivery.id, dead.place(received.partition, received.offset));
         tracing::warn!(
             id = %delivery.id, topic, reason = grave.why, attempts = grave.made, trace = delivery.trace.id(),
             "message moved to the dead letters"
@@ -227,18 +261,33 @@ impl Subscription {
             Verdict::NotDelivered => What::NotSent,
             _ => What::Delivered,
         };
-        let event = Event { status: attempted.status, ..Event::now(what) };
+        let event = Event {
+            status: attempted.status,
+            ..Event::now(what)
+        };
         timelines.record(delivery.id, event.attempt(attempt));
         match &attempted.verdict {
             Verdict::Done => {
                 self.meters.done.increment(1);
-                timelines.record(delivery.id, Event { status: attempted.status, ..Event::now(What::Done) });
+                timelines.record(
+                    delivery.id,
+                    Event {
+                        status: attempted.status,
+                        ..Event::now(What::Done)
+                    },
+                );
                 tracing::debug!(id = %delivery.id, topic = self.rule.topic, attempt, trace = delivery.trace.id(), "message done");
                 return;
             }
             Verdict::Drop => {
                 self.meters.dropped.increment(1);
-                timelines.record(delivery.id, Event { status: attempted.status, ..Event::now(What::Dropped) });
+                timelines.record(
+                    delivery.id,
+                    Event {
+                        status: attempted.status,
+                        ..Event::now(What::Dropped)
+                    },
+                );
             }
             Verdict::Retry(_) => self.meters.retry.increment(1),
             Verdict::NotDelivered => self.meters.not_delivered.increment(1),
@@ -270,23 +319,43 @@ struct Grave<'a> {
 fn reason(attempted: &Attempted) -> String {
     match (attempted.status, &attempted.error) {
         (Some(status), _) => format!("attempts used up; the app answered {status}"),
-        (None, Some(error)) => format!("attempts used up; {}: {}", error.kind().word(), error.detail()),
+        (None, Some(error)) => format!(
+            "attempts used up; {}: {}",
+            error.kind().word(),
+            error.detail()
+        ),
         (None, None) => "attempts used up".to_owned(),
     }
 }
 
 /// Makes a delivery of a record.
 fn read(received: &Received) -> Delivery {
-    let headers = received.headers.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
-    let position =
-        Position { topic: &received.topic, partition: received.partition, offset: received.offset };
+    let headers = received
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_ref(), value.as_ref()));
+    let position = Position {
+        topic: &received.topic,
+        partition: received.partition,
+        offset: received.offset,
+    };
     let record = record::decode(headers, position);
     if record.ignored > 0 {
         tracing::debug!(id = %record.id, ignored = record.ignored, "headers of a record were ignored");
     }
-    let trace = record.traceparent.as_deref().and_then(Trace::parse).unwrap_or_default();
+    let trace = record
+        .traceparent
+        .as_deref()
+        .and_then(Trace::parse)
+        .unwrap_or_default();
     let dead = dead_letter::told(received);
-    Delivery { id: record.id, record, body: received.value.clone(), dead, trace }
+    Delivery {
+        id: record.id,
+        record,
+        body: received.value.clone(),
+        dead,
+        trace,
+    }
 }
 
 /// Waits; `true` when the lane ended meanwhile.

@@ -20,12 +20,20 @@ const REST: Duration = Duration::from_millis(100);
 /// The address is in use or not ours; the message names it.
 pub async fn bind(name: &str, address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::bind(address).await.map_err(|error| {
-        io::Error::new(error.kind(), format!("the {name} door can not listen on {address}: {error}"))
+        io::Error::new(
+            error.kind(),
+            format!("the {name} door can not listen on {address}: {error}"),
+        )
     })
 }
 
 /// Accepts until the drain begins. At the connection limit the newest callers wait in the listen queue.
-pub async fn accept(listener: TcpListener, door: Arc<Door>, workers: Arc<Workers>, mut guard: Guard) {
+pub async fn accept(
+    listener: TcpListener,
+    door: Arc<Door>,
+    workers: Arc<Workers>,
+    mut guard: Guard,
+) {
     let places = Arc::new(Semaphore::new(door.connections_max));
     loop {
         let accepted = tokio::select! {
@@ -41,7 +49,9 @@ pub async fn accept(listener: TcpListener, door: Arc<Door>, workers: Arc<Workers
                     // Registered with the worker's own event queue, not with the accepting thread's.
                     match TcpStream::from_std(stream) {
                         Ok(stream) => door.serve(stream, guard).await,
-                        Err(error) => tracing::warn!(%error, "connection lost before it was served"),
+                        Err(error) => {
+                            tracing::warn!(%error, "connection lost before it was served")
+                        }
                     }
                     drop(place);
                 });
@@ -58,7 +68,10 @@ async fn accept_one(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
 ) -> io::Result<(std::net::TcpStream, tokio::sync::OwnedSemaphorePermit)> {
-    let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
+    let place = Arc::clone(places)
+        .acquire_owned()
+        .await
+        .map_err(io::Error::other)?;
     let (stream, _peer) = listener.accept().await?;
     stream.set_nodelay(true)?;
     Ok((stream.into_std()?, place))

@@ -60,24 +60,44 @@ pub async fn send(
     obituary: &Obituary<'_>,
 ) -> Result<Ack, PublishError> {
     let headers = headers(received, obituary);
-    let outgoing =
-        Outgoing { topic, key: received.key.as_deref(), value: &received.value, headers: &headers };
+    let outgoing = Outgoing {
+        topic,
+        key: received.key.as_deref(),
+        value: &received.value,
+        headers: &headers,
+    };
     producer.publish(outgoing, Instant::now() + TIMEOUT).await
 }
 
 fn headers(received: &Received, obituary: &Obituary<'_>) -> Vec<Header> {
     // A message that died twice tells of its last death only.
-    let kept = received.headers.iter().filter(|(name, _)| !name.starts_with(PREFIX));
+    let kept = received
+        .headers
+        .iter()
+        .filter(|(name, _)| !name.starts_with(PREFIX));
     let mut headers: Vec<Header> = kept.cloned().collect();
-    let mut put = |name: &'static str, value: String| headers.push((Cow::Borrowed(name), Bytes::from(value)));
+    let mut put =
+        |name: &'static str, value: String| headers.push((Cow::Borrowed(name), Bytes::from(value)));
     put(REASON, shortened(obituary.reason));
     if let Some(status) = obituary.status {
         put(STATUS, status.to_string());
     }
     put(ATTEMPTS, obituary.attempts.to_string());
-    put(FIRST, humantime::format_rfc3339_millis(obituary.first).to_string());
-    put(LAST, humantime::format_rfc3339_millis(SystemTime::now()).to_string());
-    put(ORIGIN, format!("{}/{}/{}", received.topic, received.partition, received.offset));
+    put(
+        FIRST,
+        humantime::format_rfc3339_millis(obituary.first).to_string(),
+    );
+    put(
+        LAST,
+        humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+    );
+    put(
+        ORIGIN,
+        format!(
+            "{}/{}/{}",
+            received.topic, received.partition, received.offset
+        ),
+    );
     put(GROUP, obituary.group.to_owned());
     headers
 }

@@ -7,7 +7,11 @@ use std::task::Poll;
 use tokio::time::{Instant, Sleep};
 
 /// Runs `future` until `at`; `None` when the time came first. The timer is touched only if the future has to wait.
-pub async fn within<F: Future>(mut timer: Pin<&mut Sleep>, at: Instant, future: F) -> Option<F::Output> {
+pub async fn within<F: Future>(
+    mut timer: Pin<&mut Sleep>,
+    at: Instant,
+    future: F,
+) -> Option<F::Output> {
     let mut future = pin!(future);
     poll_fn(|cx| {
         if let Poll::Ready(output) = future.as_mut().poll(cx) {
@@ -32,11 +36,20 @@ mod tests {
         let start = Instant::now();
         let mut timer = pin!(tokio::time::sleep(Duration::from_secs(60)));
         let soon = start + Duration::from_secs(1);
-        assert_eq!(within(timer.as_mut(), soon, std::future::pending::<()>()).await, None);
+        assert_eq!(
+            within(timer.as_mut(), soon, std::future::pending::<()>()).await,
+            None
+        );
         assert_eq!(start.elapsed(), Duration::from_secs(1));
-        assert_eq!(within(timer.as_mut(), soon + Duration::from_secs(5), async { 7 }).await, Some(7));
+        assert_eq!(
+            within(timer.as_mut(), soon + Duration::from_secs(5), async { 7 }).await,
+            Some(7)
+        );
         let later = start + Duration::from_secs(3);
-        assert_eq!(within(timer.as_mut(), later, std::future::pending::<()>()).await, None);
+        assert_eq!(
+            within(timer.as_mut(), later, std::future::pending::<()>()).await,
+            None
+        );
         assert_eq!(start.elapsed(), Duration::from_secs(3));
     }
 }

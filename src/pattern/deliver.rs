@@ -70,11 +70,25 @@ impl Deliver {
     pub async fn attempt(&self, delivery: &Delivery, attempt: u32) -> Attempted {
         let request = match self.request(delivery, attempt).await {
             Ok(request) => request,
-            Err(error) => return Attempted { verdict: verdict::of_record(&error), status: None, error: Some(error) },
+            Err(error) => {
+                return Attempted {
+                    verdict: verdict::of_record(&error),
+                    status: None,
+                    error: Some(error),
+                };
+            }
         };
         match self.send(delivery, request).await {
-            Ok((verdict, status)) => Attempted { verdict, status: Some(status), error: None },
-            Err(error) => Attempted { verdict: verdict::of_error(&error), status: None, error: Some(error) },
+            Ok((verdict, status)) => Attempted {
+                verdict,
+                status: Some(status),
+                error: None,
+            },
+            Err(error) => Attempted {
+                verdict: verdict::of_error(&error),
+                status: None,
+                error: Some(error),
+            },
         }
     }
 
@@ -93,7 +107,10 @@ impl Deliver {
             Err(error) if error.kind() == Kind::BodyTooLarge => {}
             Err(error) => return Err(error),
         }
-        Ok((verdict::of_answer(head.status, &head.headers), head.status.as_u16()))
+        Ok((
+            verdict::of_answer(head.status, &head.headers),
+            head.status.as_u16(),
+        ))
     }
 
     /// The call as it was made, or as the subscription's path says.
@@ -101,16 +118,22 @@ impl Deliver {
         let record = &delivery.record;
         let target = match (&self.path, &record.target) {
             (Some(path), _) => path.clone(),
-            (None, Some(target)) => target
-                .parse()
-                .map_err(|_| Error::new(Kind::BadRequest, format!("its target `{target}` is malformed")))?,
+            (None, Some(target)) => target.parse().map_err(|_| {
+                Error::new(
+                    Kind::BadRequest,
+                    format!("its target `{target}` is malformed"),
+                )
+            })?,
             (None, None) => {
                 let detail = "it names no path, and `deliver.path` gives none";
                 return Err(Error::new(Kind::BadRequest, detail));
             }
         };
         if record.method == Some(Method::CONNECT) {
-            return Err(Error::new(Kind::BadRequest, "its method is CONNECT, which makes a tunnel and no call"));
+            return Err(Error::new(
+                Kind::BadRequest,
+                "its method is CONNECT, which makes a tunnel and no call",
+            ));
         }
         let mut headers = record.headers.clone();
         // It counts hops of the call as it was made; here it could only keep the delivery from the app.
@@ -119,14 +142,24 @@ impl Deliver {
         if let Some(content_type) = &record.content_type {
             headers.insert(CONTENT_TYPE, content_type.clone());
         }
-        let host = record.host.as_ref().and_then(|host| HeaderValue::from_str(host).ok());
+        let host = record
+            .host
+            .as_ref()
+            .and_then(|host| HeaderValue::from_str(host).ok());
         headers.insert(HOST, host.unwrap_or_else(|| self.host.clone()));
         headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
-        headers.insert(crate::telemetry::trace::TRACEPARENT, delivery.trace.header().clone());
+        headers.insert(
+            crate::telemetry::trace::TRACEPARENT,
+            delivery.trace.header().clone(),
+        );
         let mut request = Request::new(Body::full(body));
         // Any other record is delivered the way events are.
         *request.method_mut() = match &self.path {
-            Some(_) => record.method.clone().filter(takes_body).unwrap_or(Method::POST),
+            Some(_) => record
+                .method
+                .clone()
+                .filter(takes_body)
+                .unwrap_or(Method::POST),
             None => record.method.clone().unwrap_or(Method::POST),
         };
         *request.uri_mut() = Uri::from(target);
@@ -141,20 +174,33 @@ impl Deliver {
     async fn body(&self, delivery: &Delivery, headers: &mut HeaderMap) -> Result<Bytes, Error> {
         let claim = match &delivery.record.claim {
             Claim::Absent => return Ok(delivery.body.clone()),
-            Claim::Damaged => return Err(Error::new(Kind::ClaimDamaged, "what names its claim is malformed")),
+            Claim::Damaged => {
+                return Err(Error::new(
+                    Kind::ClaimDamaged,
+                    "what names its claim is malformed",
+                ));
+            }
             Claim::Kept(claim) => claim,
         };
         if self.mode != Mode::Eager {
             return Ok(delivery.body.clone());
         }
-        let whole = self.hydrate.whole(&self.reference(delivery, claim)?).await?;
+        let whole = self
+            .hydrate
+            .whole(&self.reference(delivery, claim)?)
+            .await?;
         if let Ok(digest) = HeaderValue::from_str(&digest_text(&claim.digest)) {
             headers.insert(REPR_DIGEST, digest);
         }
         Ok(whole)
     }
 
-    fn sign(&self, delivery: &Delivery, attempt: u32, headers: &mut HeaderMap) -> Result<(), Error> {
+    fn sign(
+        &self,
+        delivery: &Delivery,
+        attempt: u32,
+        headers: &mut HeaderMap,
+    ) -> Result<(), Error> {
         let mut put = |name, value: String| {
             if let Ok(value) = HeaderValue::from_str(&value) {
                 headers.insert(name, value);
@@ -165,18 +211,24 @@ impl Deliver {
         if let (Mode::Lazy, Claim::Kept(claim)) = (self.mode, &delivery.record.claim) {
             // Without the address the slim body would pass for a whole one.
             let reference = self.reference(delivery, claim)?.encode();
-            let reference = reference.ok_or_else(|| Error::new(Kind::ClaimDamaged, "what names its claim is malformed"))?;
-            put(CLAIM, format!("{}/.wayside/claims/{reference}", self.claims_at));
+            let reference = reference.ok_or_else(|| {
+                Error::new(Kind::ClaimDamaged, "what names its claim is malformed")
+            })?;
+            put(
+                CLAIM,
+                format!("{}/.wayside/claims/{reference}", self.claims_at),
+            );
         }
         Ok(())
     }
 
     fn reference(&self, delivery: &Delivery, claim: &ClaimRef) -> Result<Reference, Error> {
-        let (origin, instance) = delivery
-            .record
-            .origin
-            .clone()
-            .ok_or_else(|| Error::new(Kind::ClaimDamaged, "it does not say which service keeps its claim"))?;
+        let (origin, instance) = delivery.record.origin.clone().ok_or_else(|| {
+            Error::new(
+                Kind::ClaimDamaged,
+                "it does not say which service keeps its claim",
+            )
+        })?;
         Ok(Reference {
             origin,
             instance,
@@ -189,5 +241,8 @@ impl Deliver {
 }
 
 fn takes_body(method: &Method) -> bool {
-    matches!(*method, Method::POST | Method::PUT | Method::PATCH | Method::DELETE)
+    matches!(
+        *method,
+        Method::POST | Method::PUT | Method::PATCH | Method::DELETE
+    )
 }

@@ -75,27 +75,46 @@ impl Forward {
     /// # Errors
     /// Where no answer began: the error of the last try, or [`Kind::Deadline`].
     pub async fn call(&self, call: Box<Call>) -> Result<Response, Error> {
-        let Call { started, mut request, permit, .. } = *call;
+        let Call {
+            started,
+            mut request,
+            permit,
+            ..
+        } = *call;
         let idempotent = self.idempotent || hop::is_idempotent(request.method());
         if hop::last_hop(&mut request) {
             return last_hop(&request);
         }
         let mut source = self.prepare(request, idempotent)?;
-        let mut progress =
-            Progress { deadline: started + self.timeouts.whole, tried: Vec::new(), made: 0, idempotent };
+        let mut progress = Progress {
+            deadline: started + self.timeouts.whole,
+            tried: Vec::new(),
+            made: 0,
+            idempotent,
+        };
         let mut timer = pin!(sleep_until(progress.deadline));
         self.upstream.deposit();
         loop {
             progress.made += 1;
-            let tried = self.attempt(&mut source, &mut progress, timer.as_mut()).await;
+            let tried = self
+                .attempt(&mut source, &mut progress, timer.as_mut())
+                .await;
             let failure = match &tried {
-                Ok(answer) if self.retry.statuses.contains(&answer.response.status().as_u16()) => {
+                Ok(answer)
+                    if self
+                        .retry
+                        .statuses
+                        .contains(&answer.response.status().as_u16()) =>
+                {
                     Failure::Status(answer.response.status().as_u16())
                 }
                 Ok(_) => return self.relay(tried?, &progress, permit),
                 Err(error) => Failure::Error(error.may_retry()),
             };
-            if !self.repeats(failure, &mut source, &mut progress, timer.as_mut()).await {
+            if !self
+                .repeats(failure, &mut source, &mut progress, timer.as_mut())
+                .await
+            {
                 return self.relay(tried?, &progress, permit);
             }
         }
@@ -113,10 +132,21 @@ impl Forward {
         }
         // A call that may run only once needs no copy: what never left is given back whole.
         let may_repeat = idempotent && self.retry.attempts > 1;
-        let replay = (may_repeat && has_body).then(|| Replay::new(std::mem::take(&mut body), &self.replay));
+        let replay =
+            (may_repeat && has_body).then(|| Replay::new(std::mem::take(&mut body), &self.replay));
         let first = replay.as_ref().map_or(body, Replay::body);
-        let spare = may_repeat.then(|| Box::new(Spare { head: head.clone(), body: replay }));
-        Ok(Source { ready: Some(Request::from_parts(head, first)), spare, sent, has_body })
+        let spare = may_repeat.then(|| {
+            Box::new(Spare {
+                head: head.clone(),
+                body: replay,
+            })
+        });
+        Ok(Source {
+            ready: Some(Request::from_parts(head, first)),
+            spare,
+            sent,
+            has_body,
+        })
     }
 
     /// One try: an address, a connection, the answer's head.
@@ -129,7 +159,10 @@ impl Forward {
         let begun = Instant::now();
         let limit = progress.deadline.min(begun + self.timeouts.per_try);
         let Some(endpoint) = self.upstream.pick(&progress.tried)? else {
-            return Err(Error::new(Kind::Unreachable, format!("no address of {} is left", self.upstream.name)));
+            return Err(Error::new(
+                Kind::Unreachable,
+                format!("no address of {} is left", self.upstream.name),
+            ));
         };
         progress.tried.push(endpoint.address);
         let connect_limit = limit.min(begun + self.timeouts.connect);
@@ -141,10 +174,18 @@ impl Forward {
             let uploading = source.has_body.then(|| source.sent.clone());
             let answered = {
                 let head = pin!(connection.send(request));
-                self.head(head, uploading.as_ref(), limit, timer.as_mut()).await
+                self.head(head, uploading.as_ref(), limit, timer.as_mut())
+                    .await
             };
             match answered {
-                Ok(Ok(response)) => return Ok(Answer { response, connection, sent: uploading, open }),
+                Ok(Ok(response)) => {
+                    return Ok(Answer {
+                        response,
+                        connection,
+                        sent: uploading,
+                        open,
+                    });
+                }
                 Ok(Err(failed)) => {
                     source.ready = failed.unsent.map(|request| *request);
                     if !(reused && source.ready.is_some()) {
@@ -217,18 +258,27 @@ impl Forward {
         }
         if let Next::After(wait) = next {
             // The timer is the call's own, so that a backoff needs no second one.
-            let _always_late = within(timer, Instant::now() + wait, std::future::pending::<()>()).await;
+            let _always_late =
+                within(timer, Instant::now() + wait, std::future::pending::<()>()).await;
             progress.tried.clear();
         }
         true
     }
 
     /// Sends the answer back, holding what the call holds until its last byte.
-    fn relay(&self, answer: Answer, progress: &Progress, permit: Option<Permit>) -> Result<Response, Error> {
+    fn relay(
+        &self,
+        answer: Answer,
+        progress: &Progress,
+        permit: Option<Permit>,
+    ) -> Result<Response, Error> {
         let (mut head, incoming) = answer.response.into_parts();
         if head.status.is_informational() {
             // Only a 101 gets this far, and nothing that could switch was passed on.
-            return Err(Error::new(Kind::BadAnswer, "the service switches protocols unasked"));
+            return Err(Error::new(
+                Kind::BadAnswer,
+                "the service switches protocols unasked",
+            ));
         }
         hop::clean_response(&mut head.headers)?;
         head.version = Version::HTTP_11;
@@ -242,8 +292,14 @@ impl Forward {
             held.finish();
             return Ok(Response::from_parts(head, Body::empty()));
         }
-        let limits = Limits { deadline: progress.deadline, idle: self.timeouts.idle };
-        Ok(Response::from_parts(head, Body::boxed(Relay::new(incoming, limits, held))))
+        let limits = Limits {
+            deadline: progress.deadline,
+            idle: self.timeouts.idle,
+        };
+        Ok(Response::from_parts(
+            head,
+            Body::boxed(Relay::new(incoming, limits, held)),
+        ))
     }
 }
 
@@ -253,13 +309,18 @@ impl Source {
         if let Some(request) = self.ready.take() {
             return Ok(request);
         }
-        let spare = self.spare.as_ref().ok_or_else(|| Error::new(Kind::Internal, "a call has nothing left to send"))?;
+        let spare = self
+            .spare
+            .as_ref()
+            .ok_or_else(|| Error::new(Kind::Internal, "a call has nothing left to send"))?;
         let body = spare.body.as_ref().map_or_else(Body::empty, Replay::body);
         Ok(Request::from_parts(spare.head.clone(), body))
     }
 
     fn is_repeatable(&self) -> bool {
-        self.spare.as_ref().is_some_and(|spare| spare.body.as_ref().is_none_or(Replay::is_repeatable))
+        self.spare
+            .as_ref()
+            .is_some_and(|spare| spare.body.as_ref().is_none_or(Replay::is_repeatable))
     }
 }
 
@@ -267,10 +328,15 @@ impl Source {
 fn last_hop(request: &Request) -> Result<Response, Error> {
     if request.method() == Method::TRACE {
         // An echo would hand the caller's own credentials around.
-        return Err(Error::new(Kind::MethodNotAllowed, "TRACE is not answered by this sidecar"));
+        return Err(Error::new(
+            Kind::MethodNotAllowed,
+            "TRACE is not answered by this sidecar",
+        ));
     }
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::OK;
-    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+    response
+        .headers_mut()
+        .insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
     Ok(response)
 }

@@ -3,8 +3,8 @@
 //! Sources: RFC 9110 sections 7.6.1 (Connection), 7.6.2 (Max-Forwards), 7.6.3 (Via); RFC 9112 section 6 (framing).
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, MAX_FORWARDS, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRANSFER_ENCODING, UPGRADE, VIA,
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, MAX_FORWARDS, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use http_body::Body as _;
@@ -43,7 +43,10 @@ impl Via {
     /// Makes the name from words of `a-z 0-9 -`.
     pub fn new(service: &str, door: &str) -> Self {
         let text = format!("1.1 {service}-{door}-{:08x}", fastrand::u32(..));
-        Self { value: HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("1.1 wayside")) }
+        Self {
+            value: HeaderValue::from_str(&text)
+                .unwrap_or_else(|_| HeaderValue::from_static("1.1 wayside")),
+        }
     }
 
     fn pseudonym(&self) -> &[u8] {
@@ -71,10 +74,20 @@ pub fn clean_request(request: &mut Request, via: &Via) -> Result<Framing, Error>
     let framing = framing_of(request.body());
     let method = request.method().clone();
     let headers = request.headers_mut();
-    if headers.get_all(VIA).iter().any(|line| contains(line.as_bytes(), via.pseudonym())) {
-        return Err(Error::new(Kind::Loop, "this sidecar has forwarded the call already"));
+    if headers
+        .get_all(VIA)
+        .iter()
+        .any(|line| contains(line.as_bytes(), via.pseudonym()))
+    {
+        return Err(Error::new(
+            Kind::Loop,
+            "this sidecar has forwarded the call already",
+        ));
     }
-    let trailers_wanted = headers.get_all(TE).iter().any(|line| lists(line, "trailers"));
+    let trailers_wanted = headers
+        .get_all(TE)
+        .iter()
+        .any(|line| lists(line, "trailers"));
     strip(headers)?;
     // hyper never waits for the other side's 100, and answers it to the caller when the body is first read.
     headers.remove(EXPECT);
@@ -110,11 +123,16 @@ pub fn last_hop(request: &mut Request) -> bool {
     if request.method() != Method::TRACE && request.method() != Method::OPTIONS {
         return false;
     }
-    let left = request.headers().get(MAX_FORWARDS).and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
+    let left = request
+        .headers()
+        .get(MAX_FORWARDS)
+        .and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
     match left {
         Some(0) => true,
         Some(left) => {
-            request.headers_mut().insert(MAX_FORWARDS, HeaderValue::from(left - 1));
+            request
+                .headers_mut()
+                .insert(MAX_FORWARDS, HeaderValue::from(left - 1));
             false
         }
         None => false,
@@ -147,10 +165,19 @@ fn strip(headers: &mut HeaderMap) -> Result<(), Error> {
 fn nominated(headers: &HeaderMap) -> Result<Vec<HeaderName>, Error> {
     let mut names = Vec::new();
     for line in headers.get_all(CONNECTION) {
-        let line = line.to_str().map_err(|_| Error::new(Kind::BadRequest, "the Connection header is malformed"))?;
-        for token in line.split(',').map(str::trim).filter(|token| !token.is_empty()) {
+        let line = line
+            .to_str()
+            .map_err(|_| Error::new(Kind::BadRequest, "the Connection header is malformed"))?;
+        for token in line
+            .split(',')
+            .map(str::trim)
+            .filter(|token| !token.is_empty())
+        {
             if names.len() == NOMINATED_MAX {
-                return Err(Error::new(Kind::BadRequest, "the Connection header lists too many names"));
+                return Err(Error::new(
+                    Kind::BadRequest,
+                    "the Connection header lists too many names",
+                ));
             }
             if let Ok(name) = HeaderName::from_bytes(token.as_bytes())
                 && !is_end_to_end(&name)
@@ -167,13 +194,24 @@ fn is_end_to_end(name: &HeaderName) -> bool {
     name == HOST
         || name == CONTENT_LENGTH
         || name == VIA
-        || matches!(text, "authorization" | "cookie" | "forwarded" | "traceparent" | "tracestate" | "content-type")
+        || matches!(
+            text,
+            "authorization"
+                | "cookie"
+                | "forwarded"
+                | "traceparent"
+                | "tracestate"
+                | "content-type"
+        )
         || text.starts_with("x-forwarded-")
         || text.starts_with("wayside-")
 }
 
 fn lists(line: &HeaderValue, wanted: &str) -> bool {
-    line.to_str().is_ok_and(|line| line.split(',').any(|token| token.trim().eq_ignore_ascii_case(wanted)))
+    line.to_str().is_ok_and(|line| {
+        line.split(',')
+            .any(|token| token.trim().eq_ignore_ascii_case(wanted))
+    })
 }
 
 fn contains(text: &[u8], part: &[u8]) -> bool {
@@ -220,7 +258,8 @@ mod tests {
             ("te", "trailers, deflate"),
             ("upgrade", "h2c"),
         ]);
-        clean_request(&mut request, &Via::new("orders", "outbound")).expect("nothing is wrong with it");
+        clean_request(&mut request, &Via::new("orders", "outbound"))
+            .expect("nothing is wrong with it");
         let mut names: Vec<&str> = request.headers().keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["authorization", "connection", "host", "te", "via"]);

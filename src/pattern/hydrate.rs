@@ -48,7 +48,13 @@ pub struct Hydrate {
 
 impl Hydrate {
     /// Builds the fetching for `service`, whose own claims are in `claims`; a claim over `max` bytes is refused.
-    pub fn new(service: &str, claims: Arc<Stores>, services: Services, max: usize, metrics: &Metrics) -> Self {
+    pub fn new(
+        service: &str,
+        claims: Arc<Stores>,
+        services: Services,
+        max: usize,
+        metrics: &Metrics,
+    ) -> Self {
         let counter = |mode, outcome| {
             metrics.counter(&names::HYDRATIONS, &[("mode", mode), ("outcome", outcome)])
         };
@@ -70,7 +76,12 @@ impl Hydrate {
     ///
     /// # Errors
     /// [`Kind::Unknown`] 404, [`Kind::Expired`] 410, [`Kind::ClaimDamaged`] 502, or that the origin is not reached.
-    pub async fn answer(&self, reference: &str, query: Option<&str>, headers: &HeaderMap) -> Result<Response, Error> {
+    pub async fn answer(
+        &self,
+        reference: &str,
+        query: Option<&str>,
+        headers: &HeaderMap,
+    ) -> Result<Response, Error> {
         let answered = self.lazily(reference, query, headers).await;
         if let Err(error) = &answered {
             self.lazy.refused(error.kind());
@@ -91,16 +102,28 @@ impl Hydrate {
         fetched
     }
 
-    async fn lazily(&self, reference: &str, query: Option<&str>, headers: &HeaderMap) -> Result<Response, Error> {
+    async fn lazily(
+        &self,
+        reference: &str,
+        query: Option<&str>,
+        headers: &HeaderMap,
+    ) -> Result<Response, Error> {
         let reference = Reference::decode(reference)?;
         let fields = slim::fields_of(query.unwrap_or(""))?;
         let digest = digest_text(&reference.digest);
         let tag = format!("\"{digest}\"");
-        let same = |line: &HeaderValue| line.to_str().is_ok_and(|line| line.contains(&tag) || line == "*");
+        let same = |line: &HeaderValue| {
+            line.to_str()
+                .is_ok_and(|line| line.contains(&tag) || line == "*")
+        };
         if fields.is_none() && headers.get_all(IF_NONE_MATCH).iter().any(same) {
             // The digest names the bytes, so nothing needs to be fetched to know that they are the same.
             self.unchanged.increment(1);
-            return Ok(document(StatusCode::NOT_MODIFIED, Bytes::new(), Some((&tag, &digest))));
+            return Ok(document(
+                StatusCode::NOT_MODIFIED,
+                Bytes::new(),
+                Some((&tag, &digest)),
+            ));
         }
         let whole = self.fetch(&reference).await?;
         match fields {
@@ -118,7 +141,10 @@ impl Hydrate {
 
     async fn fetch(&self, reference: &Reference) -> Result<Bytes, Error> {
         if reference.size > self.max as u64 {
-            let detail = format!("the claim has {} bytes, over `limits.claim` of {}", reference.size, self.max);
+            let detail = format!(
+                "the claim has {} bytes, over `limits.claim` of {}",
+                reference.size, self.max
+            );
             return Err(Error::new(Kind::ClaimDamaged, detail));
         }
         if reference.origin == self.service
@@ -128,7 +154,10 @@ impl Hydrate {
         }
         let deadline = Instant::now() + FETCH;
         let upstream = (self.services)(&reference.origin).ok_or_else(|| {
-            let detail = format!("the claim is kept by `{}`, which `services` does not name", reference.origin);
+            let detail = format!(
+                "the claim is kept by `{}`, which `services` does not name",
+                reference.origin
+            );
             Error::new(Kind::Unresolved, detail)
         })?;
         let mut last = None;
@@ -146,7 +175,11 @@ impl Hydrate {
         let error = last.unwrap_or_else(no_address);
         if error.kind() != Kind::Expired && reference.expires < SystemTime::now() {
             // Otherwise a message would wait for ever for an origin that never comes back.
-            return Err(Error::new(Kind::Expired, "the claim is past its time and was not to be had").because(error));
+            return Err(Error::new(
+                Kind::Expired,
+                "the claim is past its time and was not to be had",
+            )
+            .because(error));
         }
         Err(error)
     }
@@ -166,15 +199,28 @@ impl Hydrate {
         if let Ok(host) = HeaderValue::from_str(&reference.origin) {
             request.headers_mut().insert(HOST, host);
         }
-        let slow = |_| Error::new(Kind::Deadline, "the claim did not come in time").retry(error::Retry::NoAnswer);
-        let mut connection = upstream.connection(endpoint, deadline.min(Instant::now() + CONNECT)).await?;
-        let answer = timeout_at(deadline, connection.send(request)).await.map_err(slow)?;
+        let slow = |_| {
+            Error::new(Kind::Deadline, "the claim did not come in time")
+                .retry(error::Retry::NoAnswer)
+        };
+        let mut connection = upstream
+            .connection(endpoint, deadline.min(Instant::now() + CONNECT))
+            .await?;
+        let answer = timeout_at(deadline, connection.send(request))
+            .await
+            .map_err(slow)?;
         let answer = match answer {
             Ok(answer) => answer,
             Err(failed) => {
-                let Some(request) = failed.unsent else { return Err(failed.error) };
-                connection = upstream.fresh_connection(endpoint, deadline.min(Instant::now() + CONNECT)).await?;
-                let again = timeout_at(deadline, connection.send(*request)).await.map_err(slow)?;
+                let Some(request) = failed.unsent else {
+                    return Err(failed.error);
+                };
+                connection = upstream
+                    .fresh_connection(endpoint, deadline.min(Instant::now() + CONNECT))
+                    .await?;
+                let again = timeout_at(deadline, connection.send(*request))
+                    .await
+                    .map_err(slow)?;
                 again.map_err(|failed| failed.error)?
             }
         };
@@ -183,11 +229,20 @@ impl Hydrate {
         let body = timeout_at(deadline, body).await.map_err(slow)?;
         connection.release();
         match status {
-            StatusCode::OK => body.map_err(|error| Error::new(Kind::Reset, "the claim broke off").because(error)),
-            StatusCode::NOT_FOUND => Err(Error::new(Kind::Unknown, "no replica of its service keeps the claim")),
+            StatusCode::OK => {
+                body.map_err(|error| Error::new(Kind::Reset, "the claim broke off").because(error))
+            }
+            StatusCode::NOT_FOUND => Err(Error::new(
+                Kind::Unknown,
+                "no replica of its service keeps the claim",
+            )),
             StatusCode::GONE => Err(Error::new(Kind::Expired, "the claim is no longer kept")),
             status => {
-                let detail = format!("{} answered {} for the claim", reference.origin, status.as_u16());
+                let detail = format!(
+                    "{} answered {} for the claim",
+                    reference.origin,
+                    status.as_u16()
+                );
                 Err(Error::new(Kind::BadAnswer, detail))
             }
         }
@@ -213,7 +268,10 @@ fn verified(body: Bytes, reference: &Reference) -> Result<Bytes, Error> {
     if Sha256::digest(&body).as_slice() == reference.digest {
         return Ok(body);
     }
-    Err(Error::new(Kind::ClaimDamaged, "the claim does not have the digest that the record names"))
+    Err(Error::new(
+        Kind::ClaimDamaged,
+        "the claim does not have the digest that the record names",
+    ))
 }
 
 /// A JSON document; the whole one carries its digest (RFC 9530) and a strong tag made of it.

@@ -39,7 +39,13 @@ pin_project_lite::pin_project! {
 impl Paced {
     /// Wraps a body whose sender may be silent for `idle` at most.
     pub(super) fn new(inner: Body, idle: Duration, sent: Sent) -> Self {
-        Self { inner, idle, timer: sleep(idle), waiting: false, sent }
+        Self {
+            inner,
+            idle,
+            timer: sleep(idle),
+            waiting: false,
+            sent,
+        }
     }
 }
 
@@ -47,7 +53,10 @@ impl HttpBody for Paced {
     type Data = Bytes;
     type Error = Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let mut this = self.project();
         match Pin::new(&mut *this.inner).poll_frame(cx) {
             Poll::Ready(frame) => {
@@ -63,7 +72,10 @@ impl HttpBody for Paced {
                     this.timer.as_mut().reset(Instant::now() + *this.idle);
                 }
                 this.timer.poll(cx).map(|()| {
-                    let detail = format!("no byte of the body came for {}", humantime::format_duration(*this.idle));
+                    let detail = format!(
+                        "no byte of the body came for {}",
+                        humantime::format_duration(*this.idle)
+                    );
                     Some(Err(Error::new(Kind::CallerTimeout, detail)))
                 })
             }
@@ -91,7 +103,10 @@ mod tests {
         type Data = Bytes;
         type Error = Error;
 
-        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
             Poll::Pending
         }
     }
@@ -99,8 +114,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn silence_ends_the_body() {
         let started = Instant::now();
-        let mut body = Body::boxed(Paced::new(Body::boxed(Silent), Duration::from_secs(3), Sent::default()));
-        let error = body.frame().await.expect("a frame").expect_err("silence is an error");
+        let mut body = Body::boxed(Paced::new(
+            Body::boxed(Silent),
+            Duration::from_secs(3),
+            Sent::default(),
+        ));
+        let error = body
+            .frame()
+            .await
+            .expect("a frame")
+            .expect_err("silence is an error");
         assert_eq!(error.kind(), Kind::CallerTimeout);
         assert_eq!(started.elapsed(), Duration::from_secs(3));
     }
@@ -108,7 +131,11 @@ mod tests {
     #[tokio::test]
     async fn the_last_byte_is_told() {
         let sent = Sent::default();
-        let mut body = Body::boxed(Paced::new(Body::full("x"), Duration::from_secs(3), sent.clone()));
+        let mut body = Body::boxed(Paced::new(
+            Body::full("x"),
+            Duration::from_secs(3),
+            sent.clone(),
+        ));
         assert!(!sent.is_complete());
         body.frame().await.expect("a frame").expect("a good one");
         assert!(sent.is_complete());

@@ -80,7 +80,12 @@ struct Birth<'a> {
 
 impl Publish {
     /// Builds a route's publishing; `survives` tells what its claim store outlives.
-    pub fn new(rule: &Rule, survives: Option<Survives>, sender: &Arc<Sender>, metrics: &Metrics) -> Self {
+    pub fn new(
+        rule: &Rule,
+        survives: Option<Survives>,
+        sender: &Arc<Sender>,
+        metrics: &Metrics,
+    ) -> Self {
         let labels = [("topic", rule.topic.as_str())];
         Self {
             topic: rule.topic.clone(),
@@ -88,7 +93,10 @@ impl Publish {
             max_body: rule.max_body,
             timeout: rule.timeout,
             plan: Plan::of(rule),
-            claim: rule.slim.as_ref().map(|slim| (slim.claim, survives.unwrap_or(Survives::Pod))),
+            claim: rule
+                .slim
+                .as_ref()
+                .map(|slim| (slim.claim, survives.unwrap_or(Survives::Pod))),
             sender: Arc::clone(sender),
             meters: Meters {
                 replicated: metrics.counter(
@@ -117,13 +125,22 @@ impl Publish {
     }
 
     async fn publish(&self, call: Box<Call>) -> Result<Response, Error> {
-        let Call { request, trace, permit: _until_the_end, .. } = *call;
+        let Call {
+            request,
+            trace,
+            permit: _until_the_end,
+            ..
+        } = *call;
         let accepted_at = SystemTime::now();
         let (head, body) = request.into_parts();
         let body = self.read(body).await?;
         let draft = self.draft(&head, body).await?;
         let id = Uuid::now_v7();
-        let birth = Birth { id, traceparent: trace.header().to_str().ok(), time: accepted_at };
+        let birth = Birth {
+            id,
+            traceparent: trace.header().to_str().ok(),
+            time: accepted_at,
+        };
         let message = self.message(&head, birth, &draft);
         let headers = record::encode(&message);
         let outgoing = Outgoing {
@@ -133,12 +150,21 @@ impl Publish {
             headers: &headers,
         };
         let sent = Instant::now();
-        let ack = self.sender.producer.publish(outgoing, sent + self.timeout).await?;
+        let ack = self
+            .sender
+            .producer
+            .publish(outgoing, sent + self.timeout)
+            .await?;
         self.meters.seconds.record(sent.elapsed());
         self.meters.bytes.increment(draft.value.len() as u64);
         self.meters.slimmed.increment(draft.saved as u64);
-        self.sender.timelines.record(id, Event::at(accepted_at, What::Accepted));
-        self.sender.timelines.record(id, Event::now(What::Replicated).place(ack.partition, ack.offset));
+        self.sender
+            .timelines
+            .record(id, Event::at(accepted_at, What::Accepted));
+        self.sender.timelines.record(
+            id,
+            Event::now(What::Replicated).place(ack.partition, ack.offset),
+        );
         tracing::debug!(%id, topic = self.topic, partition = ack.partition, offset = ack.offset, trace = trace.id(), "published");
         Ok(accepted::respond(&self.accepted(id, ack, &draft)))
     }
@@ -148,7 +174,10 @@ impl Publish {
             Ok(read) => read,
             Err(_) => {
                 let wait = humantime::format_duration(BODY_TIMEOUT);
-                Err(Error::new(Kind::CallerTimeout, format!("the body was not complete after {wait}")))
+                Err(Error::new(
+                    Kind::CallerTimeout,
+                    format!("the body was not complete after {wait}"),
+                ))
             }
         }
     }
@@ -158,7 +187,12 @@ impl Publish {
         let slimmed = self.plan.apply(&body)?;
         let key = self.plan.key(&slimmed, &head.headers, head.uri.path())?;
         let (Some(cut), Some((store, _))) = (slimmed.cut, self.claim) else {
-            return Ok(Draft { key, value: body, claim: None, saved: 0 });
+            return Ok(Draft {
+                key,
+                value: body,
+                claim: None,
+                saved: 0,
+            });
         };
         if self.sender.producer.is_away() {
             // Otherwise the bodies of refused calls would fill the store.
@@ -166,17 +200,31 @@ impl Publish {
         }
         let saved = body.len().saturating_sub(cut.body.len());
         let claim = self.sender.claims.keep(store, body, cut.digest).await?;
-        Ok(Draft { key, value: cut.body, claim: Some((claim, cut.fields)), saved })
+        Ok(Draft {
+            key,
+            value: cut.body,
+            claim: Some((claim, cut.fields)),
+            saved,
+        })
     }
 
     fn message(&self, head: &request::Parts, birth: Birth<'_>, draft: &Draft) -> Message {
-        let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let text = |name| {
+            head.headers
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+                .map(str::to_owned)
+        };
         Message {
             id: birth.id,
             source_service: self.sender.service.clone(),
             instance: self.sender.instance.clone(),
             method: head.method.clone(),
-            target: head.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned(),
+            target: head
+                .uri
+                .path_and_query()
+                .map_or("/", |target| target.as_str())
+                .to_owned(),
             host: text(HOST),
             headers: record::travelling(&head.headers, &self.headers),
             content_type: head.headers.get(CONTENT_TYPE).cloned(),

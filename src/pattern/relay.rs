@@ -63,7 +63,13 @@ pin_project_lite::pin_project! {
 impl Relay {
     /// Wraps the body of an answer that has one.
     pub(super) fn new(incoming: Incoming, limits: Limits, held: Held) -> Self {
-        Self { incoming, timer: sleep_until(limits.deadline), limits, waiting: false, held }
+        Self {
+            incoming,
+            timer: sleep_until(limits.deadline),
+            limits,
+            waiting: false,
+            held,
+        }
     }
 }
 
@@ -71,7 +77,10 @@ impl HttpBody for Relay {
     type Data = Bytes;
     type Error = Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let mut this = self.project();
         match this.incoming.as_mut().poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {

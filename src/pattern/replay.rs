@@ -24,7 +24,11 @@ pub struct ReplayBudget {
 impl ReplayBudget {
     /// Makes a budget of `per_call` and `total` bytes.
     pub fn new(per_call: usize, total: usize) -> Arc<Self> {
-        Arc::new(Self { per_call, total, used: AtomicUsize::new(0) })
+        Arc::new(Self {
+            per_call,
+            total,
+            used: AtomicUsize::new(0),
+        })
     }
 
     fn take(&self, bytes: usize) -> bool {
@@ -65,7 +69,10 @@ impl Replay {
             overgrown: false,
             broken: false,
         };
-        Self { shared: Arc::new(Mutex::new(kept)), hint }
+        Self {
+            shared: Arc::new(Mutex::new(kept)),
+            hint,
+        }
     }
 
     /// Whether a further try would send the same bytes.
@@ -76,7 +83,11 @@ impl Replay {
 
     /// The body for one try, from the beginning.
     pub(super) fn body(&self) -> Body {
-        Body::boxed(Try { shared: Arc::clone(&self.shared), next: 0, hint: self.hint })
+        Body::boxed(Try {
+            shared: Arc::clone(&self.shared),
+            next: 0,
+            hint: self.hint,
+        })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
@@ -85,7 +96,11 @@ impl Replay {
 }
 
 impl Kept {
-    fn poll(&mut self, next: &mut usize, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+    fn poll(
+        &mut self,
+        next: &mut usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         if let Some(chunk) = self.chunks.get(*next) {
             *next += 1;
             return Poll::Ready(Some(Ok(Frame::data(chunk.clone()))));
@@ -118,7 +133,9 @@ impl Kept {
 
     fn let_go(&mut self) {
         self.chunks = Vec::new();
-        self.budget.used.fetch_sub(std::mem::take(&mut self.bytes), Relaxed);
+        self.budget
+            .used
+            .fetch_sub(std::mem::take(&mut self.bytes), Relaxed);
     }
 }
 
@@ -153,7 +170,11 @@ impl HttpBody for Try {
     }
 
     fn size_hint(&self) -> SizeHint {
-        if self.next == 0 { self.hint } else { SizeHint::default() }
+        if self.next == 0 {
+            self.hint
+        } else {
+            SizeHint::default()
+        }
     }
 }
 
@@ -169,11 +190,16 @@ mod tests {
         type Data = Bytes;
         type Error = Error;
 
-        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
             if self.0.is_empty() {
                 return Poll::Ready(None);
             }
-            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(self.0.remove(0).as_bytes())))))
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(
+                self.0.remove(0).as_bytes(),
+            )))))
         }
     }
 

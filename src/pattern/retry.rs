@@ -57,13 +57,20 @@ pub fn decide(rule: &Retry, failure: Failure, standing: Standing, luck: f64) -> 
         return Next::GiveUp;
     }
     let wait = wait(rule.backoff, standing.made, luck);
-    if wait < standing.left { Next::After(wait) } else { Next::GiveUp }
+    if wait < standing.left {
+        Next::After(wait)
+    } else {
+        Next::GiveUp
+    }
 }
 
 /// The wait before try `made + 1`: full jitter below a value that doubles from `first` to `longest`.
 pub fn wait(backoff: Backoff, made: u32, luck: f64) -> Duration {
     let doublings = made.saturating_sub(1).min(20);
-    let ceiling = backoff.first.saturating_mul(1 << doublings).min(backoff.longest);
+    let ceiling = backoff
+        .first
+        .saturating_mul(1 << doublings)
+        .min(backoff.longest);
     ceiling.mul_f64(luck.clamp(0.0, 1.0))
 }
 
@@ -71,19 +78,34 @@ pub fn wait(backoff: Backoff, made: u32, luck: f64) -> Duration {
 mod tests {
     use super::*;
 
-    const RULE: Backoff = Backoff { first: Duration::from_millis(25), longest: Duration::from_millis(250) };
+    const RULE: Backoff = Backoff {
+        first: Duration::from_millis(25),
+        longest: Duration::from_millis(250),
+    };
 
     fn rule() -> Retry {
-        Retry { attempts: 3, backoff: RULE, statuses: vec![502, 503, 504] }
+        Retry {
+            attempts: 3,
+            backoff: RULE,
+            statuses: vec![502, 503, 504],
+        }
     }
 
     fn standing() -> Standing {
-        Standing { made: 1, idempotent: true, untried_left: true, left: Duration::from_secs(1) }
+        Standing {
+            made: 1,
+            idempotent: true,
+            untried_left: true,
+            left: Duration::from_secs(1),
+        }
     }
 
     #[test]
     fn only_what_never_left_is_repeated_for_calls_that_must_not_run_twice() {
-        let post = Standing { idempotent: false, ..standing() };
+        let post = Standing {
+            idempotent: false,
+            ..standing()
+        };
         let check = |failure| decide(&rule(), failure, post, 1.0);
         assert_eq!(check(Failure::Error(error::Retry::NeverSent)), Next::Now);
         assert_eq!(check(Failure::Error(error::Retry::NoAnswer)), Next::GiveUp);
@@ -101,25 +123,51 @@ mod tests {
 
     #[test]
     fn the_first_try_counts_as_an_attempt() {
-        let check = |made| decide(&rule(), Failure::Status(503), Standing { made, ..standing() }, 1.0);
+        let check = |made| {
+            decide(
+                &rule(),
+                Failure::Status(503),
+                Standing { made, ..standing() },
+                1.0,
+            )
+        };
         assert_eq!(check(2), Next::Now);
         assert_eq!(check(3), Next::GiveUp);
     }
 
     #[test]
     fn backoff_comes_only_before_an_address_is_repeated() {
-        let alone = Standing { untried_left: false, ..standing() };
+        let alone = Standing {
+            untried_left: false,
+            ..standing()
+        };
         let reset = Failure::Error(error::Retry::NoAnswer);
-        assert_eq!(decide(&rule(), reset, alone, 1.0), Next::After(Duration::from_millis(25)));
+        assert_eq!(
+            decide(&rule(), reset, alone, 1.0),
+            Next::After(Duration::from_millis(25))
+        );
         let refused = Failure::Error(error::Retry::NeverSent);
-        assert_eq!(decide(&rule(), refused, alone, 1.0), Next::GiveUp, "all refuse: at once");
-        let late = Standing { left: Duration::from_millis(25), ..alone };
-        assert_eq!(decide(&rule(), reset, late, 1.0), Next::GiveUp, "no time is left");
+        assert_eq!(
+            decide(&rule(), refused, alone, 1.0),
+            Next::GiveUp,
+            "all refuse: at once"
+        );
+        let late = Standing {
+            left: Duration::from_millis(25),
+            ..alone
+        };
+        assert_eq!(
+            decide(&rule(), reset, late, 1.0),
+            Next::GiveUp,
+            "no time is left"
+        );
     }
 
     #[test]
     fn waits_double_up_to_the_cap_with_full_jitter() {
-        let waits: Vec<u128> = (1..=6).map(|made| wait(RULE, made, 1.0).as_millis()).collect();
+        let waits: Vec<u128> = (1..=6)
+            .map(|made| wait(RULE, made, 1.0).as_millis())
+            .collect();
         assert_eq!(waits, [25, 50, 100, 200, 250, 250]);
         assert_eq!(wait(RULE, 3, 0.0), Duration::ZERO);
         assert_eq!(wait(RULE, u32::MAX, 1.0), RULE.longest);

@@ -45,10 +45,15 @@ pub fn of_answer(status: StatusCode, headers: &HeaderMap) -> Verdict {
     let reason = || format!("the app answered {}", status.as_u16());
     let wait = || retry_after(headers);
     // The app's word in a header is above its status, since not every framework lets it shape the status.
-    match headers.get(headers::VERDICT).and_then(|value| value.to_str().ok()) {
+    match headers
+        .get(headers::VERDICT)
+        .and_then(|value| value.to_str().ok())
+    {
         Some("done") => return Verdict::Done,
         Some("retry") => return Verdict::Retry(wait()),
-        Some("dead-letter") => return Verdict::DeadLetter(format!("{} and said dead-letter", reason())),
+        Some("dead-letter") => {
+            return Verdict::DeadLetter(format!("{} and said dead-letter", reason()));
+        }
         Some("drop") => return Verdict::Drop,
         Some(_) | None => {}
     }
@@ -62,12 +67,16 @@ pub fn of_answer(status: StatusCode, headers: &HeaderMap) -> Verdict {
 /// Judges an attempt that has no answer.
 pub fn of_error(error: &Error) -> Verdict {
     match (error.kind(), error.may_retry()) {
-        (_, error::Retry::NeverSent) | (Kind::Unresolved | Kind::Unreachable, _) => Verdict::NotDelivered,
+        (_, error::Retry::NeverSent) | (Kind::Unresolved | Kind::Unreachable, _) => {
+            Verdict::NotDelivered
+        }
         // It would be the same call each time.
         (Kind::BadRequest | Kind::MethodNotAllowed, _) => {
             Verdict::DeadLetter(format!("the record makes no call: {}", error.detail()))
         }
-        (Kind::Loop, _) => Verdict::DeadLetter(format!("{}: {}", Kind::Loop.word(), error.detail())),
+        (Kind::Loop, _) => {
+            Verdict::DeadLetter(format!("{}: {}", Kind::Loop.word(), error.detail()))
+        }
         _ => Verdict::Retry(error.retry_after()),
     }
 }
@@ -75,7 +84,9 @@ pub fn of_error(error: &Error) -> Verdict {
 /// Judges a record that did not become a call, because of what is in it or because its claim was not to be had.
 pub fn of_record(error: &Error) -> Verdict {
     match error.kind() {
-        Kind::BadRequest => Verdict::DeadLetter(format!("the record makes no call: {}", error.detail())),
+        Kind::BadRequest => {
+            Verdict::DeadLetter(format!("the record makes no call: {}", error.detail()))
+        }
         // The whole body is gone for good: no attempt brings it back.
         Kind::Expired | Kind::ClaimDamaged => {
             Verdict::DeadLetter(format!("the claim can not be hydrated: {}", error.detail()))
@@ -93,7 +104,8 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => {
             let at = http_date(text)?;
-            at.duration_since(std::time::SystemTime::now()).unwrap_or_default()
+            at.duration_since(std::time::SystemTime::now())
+                .unwrap_or_default()
         }
     };
     Some(wait.min(RETRY_AFTER_MAX))
@@ -101,8 +113,9 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 /// Reads the preferred form of an HTTP date (RFC 9110 section 5.6.7), `Sun, 06 Nov 1994 08:49:37 GMT`.
 fn http_date(text: &str) -> Option<std::time::SystemTime> {
-    const MONTHS: [&str; 12] =
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    const MONTHS: [&str; 12] = [
+        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+    ];
     let (_, rest) = text.split_once(", ")?;
     let rest = rest.strip_suffix(" GMT")?;
     let mut parts = rest.split(' ');
@@ -134,7 +147,10 @@ mod tests {
             assert_eq!(check(status, &[]), Verdict::Retry(None), "{status}");
         }
         for status in [301, 400, 401, 403, 410, 413, 422, 501] {
-            assert!(matches!(check(status, &[]), Verdict::DeadLetter(_)), "{status}");
+            assert!(
+                matches!(check(status, &[]), Verdict::DeadLetter(_)),
+                "{status}"
+            );
         }
     }
 
@@ -142,14 +158,27 @@ mod tests {
     fn a_header_overrides_the_status() {
         assert_eq!(check(500, &[("wayside-verdict", "done")]), Verdict::Done);
         assert_eq!(check(200, &[("wayside-verdict", "drop")]), Verdict::Drop);
-        assert!(matches!(check(200, &[("wayside-verdict", "dead-letter")]), Verdict::DeadLetter(_)));
-        assert_eq!(check(200, &[("wayside-verdict", "perhaps")]), Verdict::Done, "an unknown word has no say");
+        assert!(matches!(
+            check(200, &[("wayside-verdict", "dead-letter")]),
+            Verdict::DeadLetter(_)
+        ));
+        assert_eq!(
+            check(200, &[("wayside-verdict", "perhaps")]),
+            Verdict::Done,
+            "an unknown word has no say"
+        );
     }
 
     #[test]
     fn retry_after_is_honoured_within_reason() {
-        assert_eq!(check(503, &[("retry-after", "7")]), Verdict::Retry(Some(Duration::from_secs(7))));
-        assert_eq!(check(503, &[("retry-after", "999999")]), Verdict::Retry(Some(RETRY_AFTER_MAX)));
+        assert_eq!(
+            check(503, &[("retry-after", "7")]),
+            Verdict::Retry(Some(Duration::from_secs(7)))
+        );
+        assert_eq!(
+            check(503, &[("retry-after", "999999")]),
+            Verdict::Retry(Some(RETRY_AFTER_MAX))
+        );
         assert_eq!(check(503, &[("retry-after", "soon")]), Verdict::Retry(None));
         let past = check(503, &[("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT")]);
         assert_eq!(past, Verdict::Retry(Some(Duration::ZERO)));
@@ -159,8 +188,14 @@ mod tests {
     fn an_app_that_is_down_costs_no_attempt() {
         let down = Error::new(Kind::Unreachable, "down").retry(error::Retry::NeverSent);
         assert_eq!(of_error(&down), Verdict::NotDelivered);
-        assert_eq!(of_error(&Error::new(Kind::Deadline, "slow")), Verdict::Retry(None));
-        assert!(matches!(of_error(&Error::new(Kind::Loop, "again")), Verdict::DeadLetter(_)));
+        assert_eq!(
+            of_error(&Error::new(Kind::Deadline, "slow")),
+            Verdict::Retry(None)
+        );
+        assert!(matches!(
+            of_error(&Error::new(Kind::Loop, "again")),
+            Verdict::DeadLetter(_)
+        ));
     }
 
     #[test]
@@ -169,8 +204,17 @@ mod tests {
         for kind in [Kind::Expired, Kind::ClaimDamaged, Kind::BadRequest] {
             assert!(matches!(check(kind), Verdict::DeadLetter(_)), "{kind:?}");
         }
-        assert_eq!(check(Kind::Unreachable), Verdict::NotDelivered, "its origin is away");
-        for kind in [Kind::Unknown, Kind::Unresolved, Kind::Deadline, Kind::BadAnswer] {
+        assert_eq!(
+            check(Kind::Unreachable),
+            Verdict::NotDelivered,
+            "its origin is away"
+        );
+        for kind in [
+            Kind::Unknown,
+            Kind::Unresolved,
+            Kind::Deadline,
+            Kind::BadAnswer,
+        ] {
             assert_eq!(check(kind), Verdict::Retry(None), "{kind:?}");
         }
     }

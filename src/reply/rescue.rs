@@ -34,8 +34,15 @@ pub fn respond(error: &Error, who: &str, trace: &str) -> Response {
     let mut response = Response::new(Body::full(body));
     *response.status_mut() = kind.status();
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-    let status = format!("{who}; error={}; details=\"{}\"", proxy_status(kind), kind.word());
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("application/problem+json"),
+    );
+    let status = format!(
+        "{who}; error={}; details=\"{}\"",
+        proxy_status(kind),
+        kind.word()
+    );
     if let Ok(value) = HeaderValue::from_str(&status) {
         headers.insert(PROXY_STATUS, value);
     }
@@ -79,7 +86,9 @@ fn title(kind: Kind) -> &'static str {
 /// The error types of RFC 9209 section 2.3.
 fn proxy_status(kind: Kind) -> &'static str {
     match kind {
-        Kind::BadRequest | Kind::CallerGone | Kind::NotJson | Kind::KeyMissing => "http_request_error",
+        Kind::BadRequest | Kind::CallerGone | Kind::NotJson | Kind::KeyMissing => {
+            "http_request_error"
+        }
         Kind::NoRoute | Kind::NotFound | Kind::Unknown | Kind::Expired => "destination_not_found",
         Kind::MethodNotAllowed | Kind::BodyTooLarge | Kind::RecordTooLarge => "http_request_denied",
         Kind::Loop => "proxy_loop_detected",
@@ -105,17 +114,28 @@ mod tests {
     #[tokio::test]
     async fn every_kind_has_a_status_a_type_and_a_proxy_status() {
         for &kind in Kind::ALL {
-            let error = Error::new(kind, "why").after(Duration::from_millis(1)).because("secret cause");
+            let error = Error::new(kind, "why")
+                .after(Duration::from_millis(1))
+                .because("secret cause");
             let response = respond(&error, "wayside-orders", "0af7");
             assert_eq!(response.status(), kind.status());
             assert!(response.status().is_client_error() || response.status().is_server_error());
             assert_eq!(response.headers()[RETRY_AFTER], "1");
-            let status = response.headers()[PROXY_STATUS].to_str().expect("ascii").to_owned();
+            let status = response.headers()[PROXY_STATUS]
+                .to_str()
+                .expect("ascii")
+                .to_owned();
             assert!(status.starts_with("wayside-orders; error="), "{status}");
             let body = response.into_body().read(4096).await.expect("in memory");
             let body = std::str::from_utf8(&body).expect("json is utf-8");
-            assert!(body.contains(&format!("urn:wayside:problem:{}", kind.word())), "{body}");
-            assert!(!body.contains("secret"), "the client reads the cause: {body}");
+            assert!(
+                body.contains(&format!("urn:wayside:problem:{}", kind.word())),
+                "{body}"
+            );
+            assert!(
+                !body.contains("secret"),
+                "the client reads the cause: {body}"
+            );
         }
     }
 }

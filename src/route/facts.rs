@@ -21,8 +21,16 @@ pub struct Facts<'a> {
 impl<'a> Facts<'a> {
     /// Reads them from a canonical request.
     pub fn of(request: &'a Request) -> Self {
-        let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("");
-        Self { host: bare_host(host), method: request.method(), path: request.uri().path() }
+        let host = request
+            .headers()
+            .get(HOST)
+            .and_then(|host| host.to_str().ok())
+            .unwrap_or("");
+        Self {
+            host: bare_host(host),
+            method: request.method(),
+            path: request.uri().path(),
+        }
     }
 }
 

@@ -5,7 +5,6 @@ use std::fmt;
 use super::facts::Facts;
 use crate::config::model::{HostPattern, Match, PathPattern};
 
-
 /// The first part of a match that a call does not meet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mismatch {
@@ -63,21 +62,32 @@ pub(super) fn check(rule: &Match, facts: &Facts<'_>) -> Result<(), Mismatch> {
     if let Some(host) = &rule.host
         && !takes_host(host, &facts.host)
     {
-        return Err(Mismatch::Host { wanted: host_text(host), got: facts.host.clone().into_owned() });
+        return Err(Mismatch::Host {
+            wanted: host_text(host),
+            got: facts.host.clone().into_owned(),
+        });
     }
     if !takes_path(&rule.path, facts.path) {
-        return Err(Mismatch::Path { wanted: path_text(&rule.path), got: facts.path.to_owned() });
+        return Err(Mismatch::Path {
+            wanted: path_text(&rule.path),
+            got: facts.path.to_owned(),
+        });
     }
     if !rule.methods.is_empty() && !rule.methods.contains(facts.method) {
         let wanted: Vec<&str> = rule.methods.iter().map(http::Method::as_str).collect();
-        return Err(Mismatch::Method { wanted: wanted.join(" or "), got: facts.method.to_string() });
+        return Err(Mismatch::Method {
+            wanted: wanted.join(" or "),
+            got: facts.method.to_string(),
+        });
     }
     Ok(())
 }
 
 /// The same check without its reasons, for the hot path.
 pub(super) fn takes(rule: &Match, facts: &Facts<'_>) -> bool {
-    rule.host.as_ref().is_none_or(|host| takes_host(host, &facts.host))
+    rule.host
+        .as_ref()
+        .is_none_or(|host| takes_host(host, &facts.host))
         && takes_path(&rule.path, facts.path)
         && (rule.methods.is_empty() || rule.methods.contains(facts.method))
 }

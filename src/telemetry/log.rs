@@ -38,16 +38,24 @@ impl Log {
             .finish(std::io::stderr());
         let dropped = writer.error_counter();
         let layer = match format {
-            Format::Text => {
-                fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(writer).boxed()
-            }
-            Format::Json => fmt::layer().json().flatten_event(true).with_writer(writer).boxed(),
+            Format::Text => fmt::layer()
+                .with_ansi(std::io::stderr().is_terminal())
+                .with_writer(writer)
+                .boxed(),
+            Format::Json => fmt::layer()
+                .json()
+                .flatten_event(true)
+                .with_writer(writer)
+                .boxed(),
         };
         let subscriber = Registry::default().with(layer.with_filter(level));
         if tracing::subscriber::set_global_default(subscriber).is_err() {
             tracing::debug!("a log is installed already");
         }
-        Self { dropped, _writer: guard }
+        Self {
+            dropped,
+            _writer: guard,
+        }
     }
 
     /// Lines dropped so far.

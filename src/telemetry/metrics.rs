@@ -12,8 +12,9 @@ use super::names::{self, Name};
 use crate::error::Kind;
 
 /// Upper bounds of every histogram's buckets, in seconds: from a local hop to the longest sensible deadline.
-const BUCKETS: [f64; 14] =
-    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0];
+const BUCKETS: [f64; 14] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0,
+];
 
 /// The recorder of one sidecar.
 #[derive(Clone)]
@@ -26,25 +27,37 @@ impl Metrics {
     /// Makes an empty recorder and describes every metric.
     pub fn new() -> Self {
         let builder = PrometheusBuilder::new();
-        let builder = builder.set_buckets(&BUCKETS).unwrap_or_else(|_| PrometheusBuilder::new());
+        let builder = builder
+            .set_buckets(&BUCKETS)
+            .unwrap_or_else(|_| PrometheusBuilder::new());
         let recorder = builder.build_recorder();
         for name in names::ALL {
             let key = || name.name.into();
             match () {
-                () if name.name.ends_with("_total") => recorder.describe_counter(key(), None, name.help.into()),
-                () if name.name.ends_with("_seconds") => recorder.describe_histogram(key(), None, name.help.into()),
+                () if name.name.ends_with("_total") => {
+                    recorder.describe_counter(key(), None, name.help.into())
+                }
+                () if name.name.ends_with("_seconds") => {
+                    recorder.describe_histogram(key(), None, name.help.into())
+                }
                 () => recorder.describe_gauge(key(), None, name.help.into()),
             }
         }
         let handle = recorder.handle();
-        let metrics = Self { recorder: Arc::new(recorder), handle };
-        metrics.gauge(&names::BUILD, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
+        let metrics = Self {
+            recorder: Arc::new(recorder),
+            handle,
+        };
+        metrics
+            .gauge(&names::BUILD, &[("version", env!("CARGO_PKG_VERSION"))])
+            .set(1.0);
         metrics
     }
 
     /// Resolves a counter.
     pub fn counter(&self, name: &Name, labels: &[(&'static str, &str)]) -> Counter {
-        self.recorder.register_counter(&key(name, labels), &METADATA)
+        self.recorder
+            .register_counter(&key(name, labels), &METADATA)
     }
 
     /// Resolves a gauge.
@@ -54,7 +67,8 @@ impl Metrics {
 
     /// Resolves a histogram.
     pub fn histogram(&self, name: &Name, labels: &[(&'static str, &str)]) -> Histogram {
-        self.recorder.register_histogram(&key(name, labels), &METADATA)
+        self.recorder
+            .register_histogram(&key(name, labels), &METADATA)
     }
 
     /// Writes everything in Prometheus' text format.
@@ -78,8 +92,10 @@ impl Default for Metrics {
 static METADATA: Metadata<'static> = Metadata::new("wayside", Level::INFO, None);
 
 fn key(name: &Name, labels: &[(&'static str, &str)]) -> Key {
-    let labels: Vec<Label> =
-        labels.iter().map(|(key, value)| Label::new(*key, value.to_string())).collect();
+    let labels: Vec<Label> = labels
+        .iter()
+        .map(|(key, value)| Label::new(*key, value.to_string()))
+        .collect();
     Key::from_parts(name.name, labels)
 }
 
@@ -99,7 +115,10 @@ impl Outcomes {
         Self {
             metrics: metrics.clone(),
             name,
-            labels: labels.iter().map(|(key, value)| (*key, value.to_string())).collect(),
+            labels: labels
+                .iter()
+                .map(|(key, value)| (*key, value.to_string()))
+                .collect(),
             classes: Default::default(),
             kinds: Kind::ALL.iter().map(|_| OnceLock::new()).collect(),
         }
@@ -109,17 +128,24 @@ impl Outcomes {
     pub fn status(&self, status: StatusCode) {
         const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
         let class = usize::from(status.as_u16() / 100).clamp(1, 5) - 1;
-        self.classes[class].get_or_init(|| self.resolve(CLASSES[class])).increment(1);
+        self.classes[class]
+            .get_or_init(|| self.resolve(CLASSES[class]))
+            .increment(1);
     }
 
     /// Counts a refusal of our own.
     pub fn refused(&self, kind: Kind) {
-        self.kinds[kind as usize].get_or_init(|| self.resolve(kind.word())).increment(1);
+        self.kinds[kind as usize]
+            .get_or_init(|| self.resolve(kind.word()))
+            .increment(1);
     }
 
     fn resolve(&self, outcome: &str) -> Counter {
-        let mut labels: Vec<(&'static str, &str)> =
-            self.labels.iter().map(|(key, value)| (*key, value.as_str())).collect();
+        let mut labels: Vec<(&'static str, &str)> = self
+            .labels
+            .iter()
+            .map(|(key, value)| (*key, value.as_str()))
+            .collect();
         labels.push(("outcome", outcome));
         self.metrics.counter(self.name, &labels)
     }
@@ -137,15 +163,24 @@ mod tests {
         outcomes.status(StatusCode::CREATED);
         outcomes.refused(Kind::Deadline);
         let text = metrics.render();
-        assert!(text.contains("wayside_calls_total{route=\"read\",outcome=\"2xx\"} 1"), "{text}");
+        assert!(
+            text.contains("wayside_calls_total{route=\"read\",outcome=\"2xx\"} 1"),
+            "{text}"
+        );
         assert!(text.contains("outcome=\"deadline-exceeded\"} 1"), "{text}");
     }
 
     #[test]
     fn histograms_have_buckets() {
         let metrics = Metrics::new();
-        metrics.histogram(&names::CALL_SECONDS, &[("route", "read")]).record(0.003);
+        metrics
+            .histogram(&names::CALL_SECONDS, &[("route", "read")])
+            .record(0.003);
         metrics.upkeep();
-        assert!(metrics.render().contains("wayside_call_seconds_bucket{route=\"read\",le=\"0.005\"} 1"));
+        assert!(
+            metrics
+                .render()
+                .contains("wayside_call_seconds_bucket{route=\"read\",le=\"0.005\"} 1")
+        );
     }
 }

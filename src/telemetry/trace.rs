@@ -17,8 +17,13 @@ impl Trace {
     /// Takes the call's own context, or makes one and adds it to the headers. A context that breaks the format is
     /// replaced (section 3.2.4: the vendor then starts a new trace).
     pub fn of(headers: &mut HeaderMap) -> Self {
-        if let Some(header) = headers.get(TRACEPARENT).filter(|value| is_valid(value.as_bytes())) {
-            return Self { header: header.clone() };
+        if let Some(header) = headers
+            .get(TRACEPARENT)
+            .filter(|value| is_valid(value.as_bytes()))
+        {
+            return Self {
+                header: header.clone(),
+            };
         }
         let trace = Self::new();
         headers.insert(TRACEPARENT, trace.header.clone());
@@ -27,7 +32,11 @@ impl Trace {
 
     /// Makes a new, unsampled context.
     pub fn new() -> Self {
-        let text = format!("00-{:032x}-{:016x}-00", fastrand::u128(1..), fastrand::u64(1..));
+        let text = format!(
+            "00-{:032x}-{:016x}-00",
+            fastrand::u128(1..),
+            fastrand::u64(1..)
+        );
         let header = HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""));
         Self { header }
     }
@@ -45,7 +54,11 @@ impl Trace {
 
     /// The 32 hex digits that name the trace: what every log line of the call carries.
     pub fn id(&self) -> &str {
-        self.header.to_str().ok().and_then(|text| text.get(3..35)).unwrap_or_default()
+        self.header
+            .to_str()
+            .ok()
+            .and_then(|text| text.get(3..35))
+            .unwrap_or_default()
     }
 }
 
@@ -56,13 +69,20 @@ impl Default for Trace {
 }
 
 fn is_valid(text: &[u8]) -> bool {
-    let hex = |part: &[u8]| part.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let hex = |part: &[u8]| {
+        part.iter()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
     let zero = |part: &[u8]| part.iter().all(|byte| *byte == b'0');
     if text.len() < 55 || [2, 35, 52].iter().any(|at| text[*at] != b'-') {
         return false;
     }
     let (version, trace, span, flags) = (&text[..2], &text[3..35], &text[36..52], &text[53..55]);
-    let length_fits = if version == b"00" { text.len() == 55 } else { text.len() == 55 || text[55] == b'-' };
+    let length_fits = if version == b"00" {
+        text.len() == 55
+    } else {
+        text.len() == 55 || text[55] == b'-'
+    };
     let parts_fit = [version, trace, span, flags].into_iter().all(hex);
     parts_fit && length_fits && version != b"ff" && !zero(trace) && !zero(span)
 }
@@ -85,7 +105,12 @@ mod tests {
 
     #[test]
     fn a_bad_or_missing_context_is_replaced() {
-        for bad in ["", "00-0-0-0", &GOOD.replace('4', "X"), &GOOD.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32))] {
+        for bad in [
+            "",
+            "00-0-0-0",
+            &GOOD.replace('4', "X"),
+            &GOOD.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32)),
+        ] {
             let mut headers = HeaderMap::new();
             headers.insert(TRACEPARENT, HeaderValue::from_str(bad).expect("ascii"));
             let trace = Trace::of(&mut headers);

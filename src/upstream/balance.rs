@@ -65,7 +65,11 @@ impl Load {
         let latency = latency.as_secs_f64();
         let decayed = self.decayed(now);
         let weight = self.weight(now);
-        let average = if latency > decayed { latency } else { decayed * weight + latency * (1.0 - weight) };
+        let average = if latency > decayed {
+            latency
+        } else {
+            decayed * weight + latency * (1.0 - weight)
+        };
         // Two threads may overwrite one another's sample: it is a load estimate, not an account.
         self.average.store(average.to_bits(), Relaxed);
         self.stamp.store(self.micros(now), Relaxed);
@@ -98,17 +102,30 @@ impl Load {
 }
 
 /// Chooses among the addresses that were not tried.
-pub(super) fn choose<'a>(endpoints: &'a [Arc<Endpoint>], tried: &[SocketAddr]) -> Option<&'a Arc<Endpoint>> {
+pub(super) fn choose<'a>(
+    endpoints: &'a [Arc<Endpoint>],
+    tried: &[SocketAddr],
+) -> Option<&'a Arc<Endpoint>> {
     if endpoints.len() == 1 {
-        return endpoints.first().filter(|only| tried.is_empty() || !tried.contains(&only.address));
+        return endpoints
+            .first()
+            .filter(|only| tried.is_empty() || !tried.contains(&only.address));
     }
     let open = |endpoint: &&Arc<Endpoint>| !tried.contains(&endpoint.address);
-    let count = if tried.is_empty() { endpoints.len() } else { endpoints.iter().filter(open).count() };
+    let count = if tried.is_empty() {
+        endpoints.len()
+    } else {
+        endpoints.iter().filter(open).count()
+    };
     if count == 0 {
         return None;
     }
     let nth = |at: usize| {
-        if tried.is_empty() { endpoints.get(at) } else { endpoints.iter().filter(open).nth(at) }
+        if tried.is_empty() {
+            endpoints.get(at)
+        } else {
+            endpoints.iter().filter(open).nth(at)
+        }
     };
     let first = fastrand::usize(..count);
     if count == 1 {
@@ -128,25 +145,37 @@ mod tests {
     use super::*;
 
     fn endpoints(count: u16) -> Vec<Arc<Endpoint>> {
-        (1..=count).map(|port| Endpoint::new(SocketAddr::from(([127, 0, 0, 1], port)), 1)).collect()
+        (1..=count)
+            .map(|port| Endpoint::new(SocketAddr::from(([127, 0, 0, 1], port)), 1))
+            .collect()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_failed_address_is_avoided_and_comes_back() {
         let endpoints = endpoints(2);
         endpoints[0].load.failed();
-        assert!((0..50).all(|_| choose(&endpoints, &[]).is_some_and(|chosen| chosen.address.port() == 2)));
+        assert!(
+            (0..50)
+                .all(|_| choose(&endpoints, &[]).is_some_and(|chosen| chosen.address.port() == 2))
+        );
         endpoints[1].load.answered(Duration::from_millis(40));
         tokio::time::advance(Duration::from_secs(120)).await;
         endpoints[1].load.answered(Duration::from_millis(40));
-        assert!((0..50).any(|_| choose(&endpoints, &[]).is_some_and(|chosen| chosen.address.port() == 1)));
+        assert!(
+            (0..50)
+                .any(|_| choose(&endpoints, &[]).is_some_and(|chosen| chosen.address.port() == 1))
+        );
     }
 
     #[tokio::test]
     async fn tried_addresses_are_not_chosen_again() {
         let endpoints = endpoints(3);
         let tried = [endpoints[0].address, endpoints[2].address];
-        assert!((0..20).all(|_| choose(&endpoints, &tried).is_some_and(|chosen| chosen.address.port() == 2)));
+        assert!(
+            (0..20).all(
+                |_| choose(&endpoints, &tried).is_some_and(|chosen| chosen.address.port() == 2)
+            )
+        );
         let all: Vec<SocketAddr> = endpoints.iter().map(|endpoint| endpoint.address).collect();
         assert!(choose(&endpoints, &all).is_none());
     }
@@ -155,6 +184,9 @@ mod tests {
     async fn open_calls_spread_the_load() {
         let endpoints = endpoints(2);
         endpoints[0].load.begin();
-        assert!((0..20).all(|_| choose(&endpoints, &[]).is_some_and(|chosen| chosen.address.port() == 2)));
+        assert!(
+            (0..20)
+                .all(|_| choose(&endpoints, &[]).is_some_and(|chosen| chosen.address.port() == 2))
+        );
     }
 }

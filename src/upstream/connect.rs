@@ -23,17 +23,26 @@ impl ConnectError {
     /// Says whose connection it was.
     pub(super) fn detailed(self, service: &str, address: SocketAddr) -> Error {
         match self {
-            Self::TimedOut => Error::new(Kind::Unreachable, format!("{service} did not take a connection in time"))
-                .because(format!("connect to {address} timed out")),
-            Self::Failed(cause) => Error::new(Kind::Unreachable, format!("{service} does not take connections"))
-                .because(format!("connect to {address}: {cause}")),
+            Self::TimedOut => Error::new(
+                Kind::Unreachable,
+                format!("{service} did not take a connection in time"),
+            )
+            .because(format!("connect to {address} timed out")),
+            Self::Failed(cause) => Error::new(
+                Kind::Unreachable,
+                format!("{service} does not take connections"),
+            )
+            .because(format!("connect to {address}: {cause}")),
         }
         .retry(Retry::NeverSent)
     }
 }
 
 /// Connects within `deadline` and leaves the connection's own task on this worker.
-pub(super) async fn connect(address: SocketAddr, deadline: Instant) -> Result<SendRequest<Body>, ConnectError> {
+pub(super) async fn connect(
+    address: SocketAddr,
+    deadline: Instant,
+) -> Result<SendRequest<Body>, ConnectError> {
     let connecting = async {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
@@ -49,10 +58,14 @@ pub(super) async fn connect(address: SocketAddr, deadline: Instant) -> Result<Se
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| ConnectError::Failed(error.into()))?;
-    crate::lifecycle::spawn(&tokio::runtime::Handle::current(), "connection", async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%address, %error, "connection to a peer ended early");
-        }
-    });
+    crate::lifecycle::spawn(
+        &tokio::runtime::Handle::current(),
+        "connection",
+        async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%address, %error, "connection to a peer ended early");
+            }
+        },
+    );
     Ok(sender)
 }

@@ -84,9 +84,18 @@ pub struct Shared {
 impl Upstream {
     /// Looks the addresses up once and keeps them fresh while the upstream lives. A name that does not resolve yet is
     /// no error: calls get a 503 until it does.
-    pub async fn start(name: &str, addresses: &[Address], idle: Duration, shared: &Shared) -> Arc<Self> {
+    pub async fn start(
+        name: &str,
+        addresses: &[Address],
+        idle: Duration,
+        shared: &Shared,
+    ) -> Arc<Self> {
         let labels = [("service", name)];
-        let retries = |reason| shared.metrics.counter(&names::RETRIES, &[("service", name), ("reason", reason)]);
+        let retries = |reason| {
+            shared
+                .metrics
+                .counter(&names::RETRIES, &[("service", name), ("reason", reason)])
+        };
         let upstream = Arc::new(Self {
             name: name.to_owned(),
             addresses: addresses.to_vec(),
@@ -107,7 +116,11 @@ impl Upstream {
         });
         let mut answers = resolve::Answers::default();
         resolve::refresh(&upstream, &mut answers).await;
-        lifecycle::spawn(&shared.runtime, "resolve", resolve::keep_fresh(Arc::downgrade(&upstream), answers));
+        lifecycle::spawn(
+            &shared.runtime,
+            "resolve",
+            resolve::keep_fresh(Arc::downgrade(&upstream), answers),
+        );
         upstream
     }
 
@@ -128,7 +141,10 @@ impl Upstream {
     pub fn pick(&self, tried: &[SocketAddr]) -> Result<Option<Arc<Endpoint>>, Error> {
         let endpoints = self.endpoints.load();
         if endpoints.is_empty() {
-            let detail = format!("none of the addresses of {} resolves at the moment", self.name);
+            let detail = format!(
+                "none of the addresses of {} resolves at the moment",
+                self.name
+            );
             return Err(Error::new(Kind::Unresolved, detail).after(resolve::FRESH));
         }
         Ok(balance::choose(&endpoints, tried).cloned())
@@ -157,7 +173,11 @@ impl Upstream {
     ///
     /// # Errors
     /// [`Kind::Unreachable`]; it was never sent.
-    pub async fn connection(&self, endpoint: &Arc<Endpoint>, deadline: Instant) -> Result<Connection, Error> {
+    pub async fn connection(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        deadline: Instant,
+    ) -> Result<Connection, Error> {
         match endpoint.pool.take(&self.settings) {
             Some(idle) => Ok(idle.into_connection(endpoint)),
             // Boxed: most calls find an idle connection, and this branch would double their future.
@@ -169,7 +189,11 @@ impl Upstream {
     ///
     /// # Errors
     /// [`Kind::Unreachable`]; it was never sent.
-    pub async fn fresh_connection(&self, endpoint: &Arc<Endpoint>, deadline: Instant) -> Result<Connection, Error> {
+    pub async fn fresh_connection(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        deadline: Instant,
+    ) -> Result<Connection, Error> {
         self.settings.connects.increment(1);
         let connected = connect::connect(endpoint.address, deadline).await;
         match connected {
@@ -185,7 +209,11 @@ impl Upstream {
 
 impl Endpoint {
     fn new(address: SocketAddr, shards: usize) -> Arc<Self> {
-        Arc::new(Self { address, load: Load::default(), pool: Pool::new(shards) })
+        Arc::new(Self {
+            address,
+            load: Load::default(),
+            pool: Pool::new(shards),
+        })
     }
 
     /// Tells that a call got no answer here in time.

@@ -55,7 +55,9 @@ pub struct SendError {
 
 impl Pool {
     pub(super) fn new(shards: usize) -> Self {
-        Self { shards: (0..shards.max(1)).map(|_| Mutex::default()).collect() }
+        Self {
+            shards: (0..shards.max(1)).map(|_| Mutex::default()).collect(),
+        }
     }
 
     /// Takes the newest connection that is alive and was not idle for too long; older ones are closed on the way.
@@ -87,7 +89,10 @@ impl Pool {
     fn give_back(&self, sender: SendRequest<Body>) {
         let mut idle = self.shard().lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < IDLE_MAX {
-            idle.push(Idle { sender, since: Instant::now() });
+            idle.push(Idle {
+                sender,
+                since: Instant::now(),
+            });
         }
     }
 
@@ -98,13 +103,21 @@ impl Pool {
 
 impl Idle {
     pub(super) fn into_connection(self, endpoint: &Arc<Endpoint>) -> Connection {
-        Connection { sender: self.sender, endpoint: Arc::clone(endpoint), reused: true }
+        Connection {
+            sender: self.sender,
+            endpoint: Arc::clone(endpoint),
+            reused: true,
+        }
     }
 }
 
 impl Connection {
     pub(super) fn fresh(sender: SendRequest<Body>, endpoint: &Arc<Endpoint>) -> Self {
-        Self { sender, endpoint: Arc::clone(endpoint), reused: false }
+        Self {
+            sender,
+            endpoint: Arc::clone(endpoint),
+            reused: false,
+        }
     }
 
     /// Sends a request in origin form and waits for the answer's head.
@@ -113,8 +126,14 @@ impl Connection {
     /// With the request itself if it never left.
     pub async fn send(&mut self, request: Request) -> Result<http::Response<Incoming>, SendError> {
         // A connection that was given back a moment ago may still be finishing its last answer.
-        if std::future::poll_fn(|cx| self.sender.poll_ready(cx)).await.is_err() {
-            return Err(never_sent(request, "the connection was closed while idle".into()));
+        if std::future::poll_fn(|cx| self.sender.poll_ready(cx))
+            .await
+            .is_err()
+        {
+            return Err(never_sent(
+                request,
+                "the connection was closed while idle".into(),
+            ));
         }
         let asked = Instant::now();
         match self.sender.try_send_request(request).await {
@@ -134,7 +153,10 @@ impl Connection {
                     if error.kind().side() == Side::Peer {
                         self.endpoint.load.failed();
                     }
-                    Err(SendError { error, unsent: None })
+                    Err(SendError {
+                        error,
+                        unsent: None,
+                    })
                 }
             },
         }
@@ -149,17 +171,24 @@ impl Connection {
 }
 
 fn never_sent(request: Request, cause: crate::error::BoxError) -> SendError {
-    let error = Error::new(Kind::Reset, "the connection was closed before the call left")
-        .retry(Retry::NeverSent)
-        .because(cause);
-    SendError { error, unsent: Some(Box::new(request)) }
+    let error = Error::new(
+        Kind::Reset,
+        "the connection was closed before the call left",
+    )
+    .retry(Retry::NeverSent)
+    .because(cause);
+    SendError {
+        error,
+        unsent: Some(Box::new(request)),
+    }
 }
 
 /// Sorts what hyper says of a call that left, or began to.
 fn sent(error: hyper::Error) -> Error {
     if error.is_user() {
         // Our own body type refused to go on: its reason counts, not hyper's wrapping.
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(&error);
+        let mut cause: Option<&(dyn std::error::Error + 'static)> =
+            std::error::Error::source(&error);
         while let Some(inner) = cause {
             if let Some(ours) = inner.downcast_ref::<Error>() {
                 return Error::new(ours.kind(), ours.detail().to_owned());
@@ -168,11 +197,15 @@ fn sent(error: hyper::Error) -> Error {
         }
     }
     if error.is_parse() {
-        return Error::new(Kind::BadAnswer, "the service's answer is not valid HTTP").because(error);
+        return Error::new(Kind::BadAnswer, "the service's answer is not valid HTTP")
+            .because(error);
     }
-    Error::new(Kind::Reset, "the service closed the connection before it answered")
-        .retry(Retry::NoAnswer)
-        .because(error)
+    Error::new(
+        Kind::Reset,
+        "the service closed the connection before it answered",
+    )
+    .retry(Retry::NoAnswer)
+    .because(error)
 }
 
 /// Counts one call among those open at an address, until its last byte.

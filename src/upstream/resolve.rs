@@ -30,7 +30,9 @@ pub(super) async fn keep_fresh(upstream: Weak<Upstream>, mut answers: Answers) {
     let rounds = FRESH.as_secs() / SWEEP.as_secs();
     for round in 1_u64.. {
         sleep(SWEEP).await;
-        let Some(upstream) = upstream.upgrade() else { return };
+        let Some(upstream) = upstream.upgrade() else {
+            return;
+        };
         for endpoint in upstream.endpoints.load().iter() {
             endpoint.pool.sweep(upstream.settings.idle);
         }
@@ -58,18 +60,36 @@ pub(super) async fn refresh(upstream: &Arc<Upstream>, answers: &mut Answers) {
     found.sort_unstable();
     found.dedup();
     if found.len() > ADDRESSES_MAX {
-        tracing::warn!(service = upstream.name, found = found.len(), max = ADDRESSES_MAX, "too many addresses");
+        tracing::warn!(
+            service = upstream.name,
+            found = found.len(),
+            max = ADDRESSES_MAX,
+            "too many addresses"
+        );
         found.truncate(ADDRESSES_MAX);
     }
-    if found.iter().eq(old.iter().map(|endpoint| &endpoint.address)) {
+    if found
+        .iter()
+        .eq(old.iter().map(|endpoint| &endpoint.address))
+    {
         return;
     }
-    let kept = |address: &SocketAddr| old.iter().find(|endpoint| endpoint.address == *address).cloned();
+    let kept = |address: &SocketAddr| {
+        old.iter()
+            .find(|endpoint| endpoint.address == *address)
+            .cloned()
+    };
     let endpoints: Vec<Arc<Endpoint>> = found
         .iter()
-        .map(|address| kept(address).unwrap_or_else(|| Endpoint::new(*address, upstream.settings.shards)))
+        .map(|address| {
+            kept(address).unwrap_or_else(|| Endpoint::new(*address, upstream.settings.shards))
+        })
         .collect();
-    tracing::info!(service = upstream.name, addresses = endpoints.len(), "addresses changed");
+    tracing::info!(
+        service = upstream.name,
+        addresses = endpoints.len(),
+        "addresses changed"
+    );
     upstream.meters.addresses.set(endpoints.len() as f64);
     upstream.endpoints.store(Arc::new(endpoints));
 }
@@ -81,7 +101,10 @@ async fn look_up(address: &Address) -> std::io::Result<Vec<SocketAddr>> {
     let looking = lookup_host((address.host.as_str(), address.port));
     match timeout(LOOKUP, looking).await {
         Ok(answers) => Ok(answers?.collect()),
-        Err(_) => Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "the look-up timed out")),
+        Err(_) => Err(std::io::Error::new(
+            std::io::ErrorKind::TimedOut,
+            "the look-up timed out",
+        )),
     }
 }
 
@@ -95,14 +118,29 @@ mod tests {
 
     #[tokio::test]
     async fn a_name_that_fails_keeps_its_last_answer_and_the_others_move_on() {
-        let shared = Shared { metrics: Metrics::new(), shards: 1, runtime: Handle::current() };
-        let address = |host: &str| Address { host: host.to_owned(), port: 80 };
+        let shared = Shared {
+            metrics: Metrics::new(),
+            shards: 1,
+            runtime: Handle::current(),
+        };
+        let address = |host: &str| Address {
+            host: host.to_owned(),
+            port: 80,
+        };
         let configured = [address("nowhere.invalid"), address("127.0.0.2")];
-        let upstream = Upstream::start("billing", &configured, Duration::from_secs(1), &shared).await;
+        let upstream =
+            Upstream::start("billing", &configured, Duration::from_secs(1), &shared).await;
         let known = |host: [u8; 4]| SocketAddr::from((host, 80));
-        let mut answers = Answers(vec![vec![known([127, 0, 0, 1])], vec![known([127, 0, 0, 9])]]);
+        let mut answers = Answers(vec![
+            vec![known([127, 0, 0, 1])],
+            vec![known([127, 0, 0, 9])],
+        ]);
         refresh(&upstream, &mut answers).await;
-        let found: Vec<SocketAddr> = upstream.endpoints().iter().map(|endpoint| endpoint.address).collect();
+        let found: Vec<SocketAddr> = upstream
+            .endpoints()
+            .iter()
+            .map(|endpoint| endpoint.address)
+            .collect();
         assert_eq!(found, [known([127, 0, 0, 1]), known([127, 0, 0, 2])]);
     }
 }

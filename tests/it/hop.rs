@@ -43,9 +43,23 @@ async fn what_any_connection_line_names_ends_here_in_both_directions() {
     for gone in ["x-one", "x-two", "connection"] {
         assert_eq!(field(&seen, gone), None, "{gone} is passed on:\n{seen}");
     }
-    assert_eq!((field(&seen, "x-three"), field(&seen, "host")), (Some("3"), Some("billing")));
-    assert_eq!(field(&seen, "authorization"), Some("Bearer t"), "nobody's identity can be named away");
-    assert_eq!((field(&back, "x-a"), field(&back, "x-b"), field(&back, "x-c")), (None, None, Some("3")));
+    assert_eq!(
+        (field(&seen, "x-three"), field(&seen, "host")),
+        (Some("3"), Some("billing"))
+    );
+    assert_eq!(
+        field(&seen, "authorization"),
+        Some("Bearer t"),
+        "nobody's identity can be named away"
+    );
+    assert_eq!(
+        (
+            field(&back, "x-a"),
+            field(&back, "x-b"),
+            field(&back, "x-c")
+        ),
+        (None, None, Some("3"))
+    );
 }
 
 #[tokio::test]
@@ -58,10 +72,19 @@ async fn hop_by_hop_headers_end_here_without_being_named() {
          content-length: 2\r\n\r\nok",
     )
     .await;
-    for gone in ["keep-alive", "proxy-connection", "upgrade", "http2-settings", "proxy-authorization"] {
+    for gone in [
+        "keep-alive",
+        "proxy-connection",
+        "upgrade",
+        "http2-settings",
+        "proxy-authorization",
+    ] {
         assert_eq!(field(&seen, gone), None, "{gone} is passed on:\n{seen}");
     }
-    assert_eq!((field(&seen, "te"), field(&seen, "connection")), (Some("trailers"), Some("te")));
+    assert_eq!(
+        (field(&seen, "te"), field(&seen, "connection")),
+        (Some("trailers"), Some("te"))
+    );
     for gone in ["keep-alive", "proxy-authenticate", "upgrade"] {
         assert_eq!(field(&back, gone), None, "{gone} is passed back:\n{back}");
     }
@@ -69,7 +92,10 @@ async fn hop_by_hop_headers_end_here_without_being_named() {
 
 #[tokio::test]
 async fn a_connection_header_without_end_is_refused() {
-    let names = (0..40).map(|at| format!("x-{at}")).collect::<Vec<_>>().join(", ");
+    let names = (0..40)
+        .map(|at| format!("x-{at}"))
+        .collect::<Vec<_>>()
+        .join(", ");
     let request = format!("GET / HTTP/1.1\r\nhost: billing\r\nconnection: {names}\r\n\r\n");
     let (seen, back) = through(&request, OK).await;
     assert_eq!((seen.as_str(), status(&back)), ("", 400));
@@ -82,7 +108,11 @@ async fn an_answer_with_two_framings_is_passed_on_with_the_one_that_was_read() {
         "HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
     )
     .await;
-    assert_eq!((status(&back), field(&back, "content-length")), (200, None), "{back}");
+    assert_eq!(
+        (status(&back), field(&back, "content-length")),
+        (200, None),
+        "{back}"
+    );
     assert!(back.ends_with("5\r\nhello\r\n0\r\n\r\n"), "{back}");
 }
 
@@ -97,7 +127,11 @@ async fn a_request_with_two_framings_smuggles_nothing() {
     )
     .await;
     assert_eq!(back.matches("HTTP/1.1").count(), 1, "{back}");
-    assert!(app.seen().iter().all(|seen| seen.target == "/"), "{:?}", app.seen());
+    assert!(
+        app.seen().iter().all(|seen| seen.target == "/"),
+        "{:?}",
+        app.seen()
+    );
 }
 
 #[tokio::test]
@@ -109,7 +143,8 @@ async fn a_transfer_coding_that_is_not_plainly_chunked_is_refused() {
         "chunked\r\ntransfer-encoding: chunked\r\n",
         "chunked\r\ntransfer-encoding: identity\r\n",
     ] {
-        let request = format!("POST / HTTP/1.1\r\nhost: billing\r\ntransfer-encoding: {coding}\r\n0\r\n\r\n");
+        let request =
+            format!("POST / HTTP/1.1\r\nhost: billing\r\ntransfer-encoding: {coding}\r\n0\r\n\r\n");
         let (seen, back) = through(&request, OK).await;
         assert_eq!((seen.as_str(), status(&back)), ("", 400), "{coding}");
     }
@@ -117,7 +152,11 @@ async fn a_transfer_coding_that_is_not_plainly_chunked_is_refused() {
 
 #[tokio::test]
 async fn lengths_that_contradict_one_another_are_refused() {
-    for lengths in ["content-length: 1\r\ncontent-length: 2\r\n", "content-length: +1\r\n", "content-length: 1, 1\r\n"] {
+    for lengths in [
+        "content-length: 1\r\ncontent-length: 2\r\n",
+        "content-length: +1\r\n",
+        "content-length: 1, 1\r\n",
+    ] {
         let request = format!("POST / HTTP/1.1\r\nhost: billing\r\n{lengths}\r\nab");
         let (seen, back) = through(&request, OK).await;
         assert_eq!((seen.as_str(), status(&back)), ("", 400), "{lengths}");
@@ -131,9 +170,17 @@ async fn a_get_with_a_chunked_body_arrives_with_it() {
     let mut caller = Wire::connect(sidecar.outbound()).await;
     for method in ["GET", "DELETE", "OPTIONS"] {
         let head = "host: billing\r\ntransfer-encoding: chunked\r\n\r\n";
-        caller.send(format!("{method} / HTTP/1.1\r\n{head}3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n")).await;
+        caller
+            .send(format!(
+                "{method} / HTTP/1.1\r\n{head}3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"
+            ))
+            .await;
         assert_eq!(status(&caller.message().await.0), 200);
-        caller.send(format!("{method} / HTTP/1.1\r\nhost: billing\r\ncontent-length: 4\r\n\r\nfour")).await;
+        caller
+            .send(format!(
+                "{method} / HTTP/1.1\r\nhost: billing\r\ncontent-length: 4\r\n\r\nfour"
+            ))
+            .await;
         assert_eq!(status(&caller.message().await.0), 200);
     }
     let bodies: Vec<_> = app.seen().iter().map(|seen| seen.body.clone()).collect();
@@ -145,7 +192,14 @@ async fn a_request_without_a_body_gains_none() {
     for method in ["GET", "HEAD", "DELETE", "OPTIONS"] {
         let (seen, _) = through(&format!("{method} / HTTP/1.1\r\nhost: billing\r\n\r\n"), OK).await;
         assert!(seen.starts_with(method), "{seen}");
-        assert_eq!((field(&seen, "transfer-encoding"), field(&seen, "content-length")), (None, None), "{seen}");
+        assert_eq!(
+            (
+                field(&seen, "transfer-encoding"),
+                field(&seen, "content-length")
+            ),
+            (None, None),
+            "{seen}"
+        );
     }
 }
 
@@ -169,12 +223,19 @@ async fn a_body_that_is_wanted_is_asked_for_and_the_expectation_ends_here() {
     let app = App::agreeable().await;
     let sidecar = in_front_of(app.address, "").await;
     let mut caller = Wire::connect(sidecar.outbound()).await;
-    caller.send("POST / HTTP/1.1\r\nhost: billing\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n").await;
+    caller
+        .send(
+            "POST / HTTP/1.1\r\nhost: billing\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n",
+        )
+        .await;
     assert_eq!(status(&caller.head().await), 100);
     caller.send("four").await;
     assert_eq!(status(&caller.head().await), 200);
     let seen = &app.seen()[0];
-    assert_eq!((seen.header("expect"), &seen.body[..]), (None, &b"four"[..]));
+    assert_eq!(
+        (seen.header("expect"), &seen.body[..]),
+        (None, &b"four"[..])
+    );
 }
 
 #[tokio::test]
@@ -186,7 +247,11 @@ async fn announced_trailers_are_passed_on() {
     .await;
     assert_eq!(field(&seen, "te"), Some("trailers"));
     assert!(back.contains("\r\n0\r\nx-sum: 7\r\n\r\n"), "{back}");
-    assert_eq!(field(&back, "x-sum"), None, "a trailer never becomes a header");
+    assert_eq!(
+        field(&back, "x-sum"),
+        None,
+        "a trailer never becomes a header"
+    );
 }
 
 #[tokio::test]
@@ -205,34 +270,69 @@ async fn trailers_that_nobody_asked_for_or_announced_are_dropped_and_the_body_is
 
 #[tokio::test]
 async fn a_forwarded_call_says_by_whom() {
-    let (seen, _) = through("GET / HTTP/1.1\r\nhost: billing\r\nvia: 1.0 other\r\n\r\n", OK).await;
+    let (seen, _) = through(
+        "GET / HTTP/1.1\r\nhost: billing\r\nvia: 1.0 other\r\n\r\n",
+        OK,
+    )
+    .await;
     let vias: Vec<_> = fields(&seen, "via").collect();
     assert_eq!(vias.len(), 2, "{seen}");
-    assert!(vias[0] == "1.0 other" && vias[1].starts_with("1.1 orders-outbound-"), "{vias:?}");
+    assert!(
+        vias[0] == "1.0 other" && vias[1].starts_with("1.1 orders-outbound-"),
+        "{vias:?}"
+    );
 }
 
 #[tokio::test]
 async fn a_call_that_comes_back_to_its_sidecar_is_a_508() {
     let door = App::nowhere();
-    let yaml = yaml(&[door.to_string()], "", "").replace("listen: 127.0.0.1:0", &format!("listen: {door}"));
+    let yaml = yaml(&[door.to_string()], "", "")
+        .replace("listen: 127.0.0.1:0", &format!("listen: {door}"));
     let sidecar = Sidecar::start(&yaml).await;
     let reply = get("billing", "/").send(sidecar.outbound()).await;
-    assert_eq!((reply.status.as_u16(), reply.json()["type"].as_str()), (508, Some("urn:wayside:problem:loop-detected")));
-    assert!(reply.header("proxy-status").is_some_and(|status| status.contains("proxy_loop_detected")));
+    assert_eq!(
+        (reply.status.as_u16(), reply.json()["type"].as_str()),
+        (508, Some("urn:wayside:problem:loop-detected"))
+    );
+    assert!(
+        reply
+            .header("proxy-status")
+            .is_some_and(|status| status.contains("proxy_loop_detected"))
+    );
 }
 
 #[tokio::test]
 async fn max_forwards_is_counted_down_and_ends_here_at_zero() {
-    let request = |method: &str, left: u32| format!("{method} * HTTP/1.1\r\nhost: billing\r\nmax-forwards: {left}\r\n\r\n");
+    let request = |method: &str, left: u32| {
+        format!("{method} * HTTP/1.1\r\nhost: billing\r\nmax-forwards: {left}\r\n\r\n")
+    };
     let (seen, back) = through(&request("OPTIONS", 1), OK).await;
     assert!(seen.starts_with("OPTIONS * HTTP/1.1"), "{seen}");
-    assert_eq!((field(&seen, "max-forwards"), status(&back)), (Some("0"), 200));
+    assert_eq!(
+        (field(&seen, "max-forwards"), status(&back)),
+        (Some("0"), 200)
+    );
     let (seen, back) = through(&request("OPTIONS", 0), OK).await;
-    assert_eq!((seen.as_str(), status(&back), field(&back, "content-length")), ("", 200, Some("0")));
-    let (seen, back) = through("TRACE / HTTP/1.1\r\nhost: billing\r\nmax-forwards: 0\r\n\r\n", OK).await;
+    assert_eq!(
+        (seen.as_str(), status(&back), field(&back, "content-length")),
+        ("", 200, Some("0"))
+    );
+    let (seen, back) = through(
+        "TRACE / HTTP/1.1\r\nhost: billing\r\nmax-forwards: 0\r\n\r\n",
+        OK,
+    )
+    .await;
     assert_eq!((seen.as_str(), status(&back)), ("", 405));
-    let (seen, _) = through("GET / HTTP/1.1\r\nhost: billing\r\nmax-forwards: 0\r\n\r\n", OK).await;
-    assert_eq!(field(&seen, "max-forwards"), Some("0"), "it means nothing to a GET");
+    let (seen, _) = through(
+        "GET / HTTP/1.1\r\nhost: billing\r\nmax-forwards: 0\r\n\r\n",
+        OK,
+    )
+    .await;
+    assert_eq!(
+        field(&seen, "max-forwards"),
+        Some("0"),
+        "it means nothing to a GET"
+    );
 }
 
 #[tokio::test]
@@ -243,8 +343,14 @@ async fn repeated_fields_stay_apart_and_in_order() {
     )
     .await;
     assert_eq!(fields(&seen, "cookie").collect::<Vec<_>>(), ["a=1", "b=2"]);
-    assert_eq!(fields(&back, "set-cookie").collect::<Vec<_>>(), ["a=1, x", "b=2"]);
-    assert_eq!((field(&back, "server"), field(&back, "date")), (Some("app"), Some("then")));
+    assert_eq!(
+        fields(&back, "set-cookie").collect::<Vec<_>>(),
+        ["a=1, x", "b=2"]
+    );
+    assert_eq!(
+        (field(&back, "server"), field(&back, "date")),
+        (Some("app"), Some("then"))
+    );
 }
 
 #[tokio::test]
@@ -260,14 +366,19 @@ async fn each_side_closes_its_own_connection_only() {
     for _ in 0..3 {
         caller.send("GET / HTTP/1.1\r\nhost: billing\r\n\r\n").await;
         let (head, body) = caller.message().await;
-        assert_eq!((status(&head), &body[..], field(&head, "connection")), (200, &b"ok"[..], None));
+        assert_eq!(
+            (status(&head), &body[..], field(&head, "connection")),
+            (200, &b"ok"[..], None)
+        );
     }
     assert_eq!(app.connections(), 3);
     let app = App::agreeable().await;
     let sidecar = in_front_of(app.address, "").await;
     for _ in 0..3 {
         let mut caller = Wire::connect(sidecar.outbound()).await;
-        caller.send("GET / HTTP/1.1\r\nhost: billing\r\nconnection: close\r\n\r\n").await;
+        caller
+            .send("GET / HTTP/1.1\r\nhost: billing\r\nconnection: close\r\n\r\n")
+            .await;
         assert_eq!(status(&caller.head().await), 200);
         assert!(caller.ends_within(Duration::from_secs(5)).await);
     }
@@ -278,21 +389,42 @@ async fn each_side_closes_its_own_connection_only() {
 async fn headers_of_ours_can_not_be_forged() {
     let app = App::by(|_| Answer::ok().header("wayside-pattern", "forged")).await;
     let sidecar = in_front_of(app.address, "").await;
-    let call = post("billing", "/").header("wayside-message-id", "forged").header("wayside_attempt", "1").body("x");
+    let call = post("billing", "/")
+        .header("wayside-message-id", "forged")
+        .header("wayside_attempt", "1")
+        .body("x");
     let reply = call.send(sidecar.outbound()).await;
-    assert_eq!(reply.headers.get_all("wayside-pattern").iter().collect::<Vec<_>>(), ["forward"]);
+    assert_eq!(
+        reply
+            .headers
+            .get_all("wayside-pattern")
+            .iter()
+            .collect::<Vec<_>>(),
+        ["forward"]
+    );
     let seen = &app.seen()[0];
-    assert_eq!((seen.header("wayside-message-id"), seen.header("wayside_attempt")), (None, None));
+    assert_eq!(
+        (
+            seen.header("wayside-message-id"),
+            seen.header("wayside_attempt")
+        ),
+        (None, None)
+    );
 }
 
 #[tokio::test]
 async fn the_path_that_was_matched_is_the_path_that_is_sent() {
-    for (path, sent) in [("/a%2fb?x=%2f%41", "/a%2Fb?x=%2f%41"), ("/%61%7E", "/a~"), ("//a//b/", "//a//b/")] {
+    for (path, sent) in [
+        ("/a%2fb?x=%2f%41", "/a%2Fb?x=%2f%41"),
+        ("/%61%7E", "/a~"),
+        ("//a//b/", "//a//b/"),
+    ] {
         let (seen, _) = through(&format!("GET {path} HTTP/1.1\r\nhost: billing\r\n\r\n"), OK).await;
         assert_eq!(seen.split(' ').nth(1), Some(sent));
     }
     for path in ["/a/../b", "/a/%2e%2E/b", "/a%00b", "/a\\b", "/a%", "/./a"] {
-        let (seen, back) = through(&format!("GET {path} HTTP/1.1\r\nhost: billing\r\n\r\n"), OK).await;
+        let (seen, back) =
+            through(&format!("GET {path} HTTP/1.1\r\nhost: billing\r\n\r\n"), OK).await;
         assert_eq!((seen.as_str(), status(&back)), ("", 400), "{path}");
     }
 }

@@ -16,26 +16,44 @@ use crate::support::sidecar::Sidecar;
 const SOON: Duration = Duration::from_secs(5);
 
 fn slow(wait: u64) -> Answer {
-    Answer::ok().body("whole").after(Duration::from_millis(wait))
+    Answer::ok()
+        .body("whole")
+        .after(Duration::from_millis(wait))
 }
 
 #[tokio::test]
 async fn a_drain_lets_calls_finish_and_then_takes_no_more() {
     let app = App::by(|_| slow(500)).await;
-    let rest = format!("app: {}\ninbound: {{ listen: 127.0.0.1:0 }}\ndrain: 10s", app.address);
+    let rest = format!(
+        "app: {}\ninbound: {{ listen: 127.0.0.1:0 }}\ndrain: 10s",
+        app.address
+    );
     let sidecar = Sidecar::start(&yaml(&[app.address.to_string()], "", &rest)).await;
     let doors = [sidecar.outbound(), sidecar.inbound()];
-    let calls = doors.map(|door| Handle::current().spawn(async move { get("billing", "/").send(door).await }));
-    eventually("the app has both calls", SOON, async || (app.count() == 2).then_some(())).await;
+    let calls = doors
+        .map(|door| Handle::current().spawn(async move { get("billing", "/").send(door).await }));
+    eventually("the app has both calls", SOON, async || {
+        (app.count() == 2).then_some(())
+    })
+    .await;
     let started = Instant::now();
     assert!(sidecar.stop().await, "everything ended in time");
-    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        started.elapsed()
+    );
     for call in calls {
         let reply = call.await.expect("no panic");
-        assert_eq!((reply.status.as_u16(), &reply.body[..]), (200, &b"whole"[..]));
+        assert_eq!(
+            (reply.status.as_u16(), &reply.body[..]),
+            (200, &b"whole"[..])
+        );
     }
     for door in doors {
-        TcpStream::connect(door).await.expect_err("the door is closed");
+        TcpStream::connect(door)
+            .await
+            .expect_err("the door is closed");
     }
 }
 
@@ -45,11 +63,17 @@ async fn a_drain_ends_in_its_time_whatever_hangs() {
     let sidecar = Sidecar::start(&yaml(&[app.address.to_string()], "", "drain: 1500ms")).await;
     let mut caller = Wire::connect(sidecar.outbound()).await;
     caller.send("GET / HTTP/1.1\r\nhost: billing\r\n\r\n").await;
-    eventually("the app has the call", SOON, async || (app.count() == 1).then_some(())).await;
+    eventually("the app has the call", SOON, async || {
+        (app.count() == 1).then_some(())
+    })
+    .await;
     let started = Instant::now();
     assert!(!sidecar.stop().await, "a call was cut");
     let took = started.elapsed();
-    assert!(took >= Duration::from_millis(1400) && took < Duration::from_millis(2500), "{took:?}");
+    assert!(
+        took >= Duration::from_millis(1400) && took < Duration::from_millis(2500),
+        "{took:?}"
+    );
     assert!(caller.ends_within(SOON).await);
 }
 
@@ -63,11 +87,21 @@ async fn the_outbound_door_stays_open_while_the_app_still_calls() {
     let started = Instant::now();
     // Far less than the quiet second lies between two calls: the door must not close between them.
     while started.elapsed() < Duration::from_secs(2) {
-        caller.send("POST / HTTP/1.1\r\nhost: billing\r\ncontent-length: 1\r\n\r\nx").await;
+        caller
+            .send("POST / HTTP/1.1\r\nhost: billing\r\ncontent-length: 1\r\n\r\nx")
+            .await;
         assert_eq!(status(&caller.head().await), 200);
-        assert!(caller.is_silent_for(Duration::from_millis(250)).await, "closed while in use");
+        assert!(
+            caller.is_silent_for(Duration::from_millis(250)).await,
+            "closed while in use"
+        );
     }
-    assert!(timeout(SOON, stopping).await.expect("it ends when all is quiet").expect("no panic"));
+    assert!(
+        timeout(SOON, stopping)
+            .await
+            .expect("it ends when all is quiet")
+            .expect("no panic")
+    );
     assert!(caller.ends_within(SOON).await);
 }
 
@@ -76,10 +110,17 @@ async fn readiness_goes_first_and_the_side_doors_last() {
     let app = App::by(|_| slow(700)).await;
     let rest = "drain: 10s\nprobe: { listen: 127.0.0.1:0 }";
     let sidecar = Sidecar::start(&yaml(&[app.address.to_string()], "", rest)).await;
-    let (door, probe) = (sidecar.outbound(), sidecar.addresses().probe.expect("a probe door"));
+    let (door, probe) = (
+        sidecar.outbound(),
+        sidecar.addresses().probe.expect("a probe door"),
+    );
     assert_eq!(get("x", "/ready").send(probe).await.status, 200);
-    let call = Handle::current().spawn(async move { post("billing", "/").body("x").send(door).await });
-    eventually("the app has the call", SOON, async || (app.count() == 1).then_some(())).await;
+    let call =
+        Handle::current().spawn(async move { post("billing", "/").body("x").send(door).await });
+    eventually("the app has the call", SOON, async || {
+        (app.count() == 1).then_some(())
+    })
+    .await;
     let stopping = Handle::current().spawn(sidecar.stop());
     eventually("it is no longer ready", SOON, async || {
         (get("x", "/ready").send(probe).await.status == 503).then_some(())
@@ -89,19 +130,32 @@ async fn readiness_goes_first_and_the_side_doors_last() {
     assert!(!call.is_finished(), "while a call is still in flight");
     assert_eq!(call.await.expect("no panic").body, "whole");
     assert!(stopping.await.expect("no panic"));
-    TcpStream::connect(probe).await.expect_err("the door is closed");
+    TcpStream::connect(probe)
+        .await
+        .expect_err("the door is closed");
 }
 
 #[tokio::test]
 async fn a_drain_asked_for_at_the_admin_door_takes_readiness_and_goes_on_serving() {
     let app = App::agreeable().await;
-    let yaml = yaml(&[app.address.to_string()], "", &format!("app: {}", app.address));
+    let yaml = yaml(
+        &[app.address.to_string()],
+        "",
+        &format!("app: {}", app.address),
+    );
     let sidecar = Sidecar::start(&yaml).await;
     let admin = sidecar.addresses().admin;
     let state = post("127.0.0.1", "/drain").send(admin).await.json();
-    assert_eq!((&state["draining"], &state["app"]), (&true.into(), &"up".into()), "{state}");
+    assert_eq!(
+        (&state["draining"], &state["app"]),
+        (&true.into(), &"up".into()),
+        "{state}"
+    );
     assert_eq!(get("127.0.0.1", "/ready").send(admin).await.status, 503);
-    assert_eq!(get("billing", "/").send(sidecar.outbound()).await.status, 200);
+    assert_eq!(
+        get("billing", "/").send(sidecar.outbound()).await.status,
+        200
+    );
     drop(app);
     eventually("the app is gone", SOON, async || {
         (get("127.0.0.1", "/drain").send(admin).await.json()["app"] == "gone").then_some(())
@@ -121,7 +175,11 @@ async fn idle_and_silent_connections_hold_up_no_drain() {
     half.send("GET / HTTP/1.1\r\nho").await;
     let started = Instant::now();
     assert!(sidecar.stop().await);
-    assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        started.elapsed()
+    );
     for wire in [&mut idle, &mut silent, &mut half] {
         assert!(wire.ends_within(SOON).await);
     }
@@ -134,9 +192,15 @@ async fn an_answer_given_while_draining_says_that_its_connection_closes() {
     let sidecar = Sidecar::start(&yaml(&[app.address.to_string()], "", &rest)).await;
     let mut caller = Wire::connect(sidecar.inbound()).await;
     caller.send("GET / HTTP/1.1\r\nhost: billing\r\n\r\n").await;
-    eventually("the app has the call", SOON, async || (app.count() == 1).then_some(())).await;
+    eventually("the app has the call", SOON, async || {
+        (app.count() == 1).then_some(())
+    })
+    .await;
     let stopping = Handle::current().spawn(sidecar.stop());
     let (head, body) = caller.message().await;
-    assert_eq!((field(&head, "connection"), &body[..]), (Some("close"), &b"whole"[..]));
+    assert_eq!(
+        (field(&head, "connection"), &body[..]),
+        (Some("close"), &b"whole"[..])
+    );
     assert!(stopping.await.expect("no panic"));
 }

@@ -1,7 +1,10 @@
 //! The whole sidecar from outside: plain HTTP in at a real door, and a look at what came out.
 
 #[path = "../support/mod.rs"]
-#[allow(dead_code, reason = "each test binary uses its own part of the shared world")]
+#[allow(
+    dead_code,
+    reason = "each test binary uses its own part of the shared world"
+)]
 mod support;
 
 mod config;

@@ -314,7 +314,9 @@ async fn nothing_is_lost_or_out_of_order_though_the_app_fails_and_sidecars_come_
 #[tokio::test]
 async fn a_reload_changes_where_a_subscription_delivers_and_loses_nothing() {
     let (first, second) = (broker::topic("reloaded", 2), broker::topic("untouched", 1));
-    let rule = |path: &str, topic: &str| format!("topic: {topic}, group: {topic}, deliver: {{ path: {path} }}");
+    let rule = |path: &str, topic: &str| {
+        format!("topic: {topic}, group: {topic}, deliver: {{ path: {path} }}")
+    };
     let app = App::agreeable().await;
     let (old, other) = (rule("/old", &first), rule("/other", &second));
     let sidecar = subscribed(app.address, &[old, other.clone()]).await;
@@ -324,21 +326,45 @@ async fn a_reload_changes_where_a_subscription_delivers_and_loses_nothing() {
     ended(&sidecar, &first, "done", 1).await;
 
     // The untouched rule stands on another line now, which is no change.
-    let new = yaml(&broker::address(), app.address, &[other, rule("/new", &first)]);
-    sidecar.reload(&new).await.expect("subscriptions can be reloaded");
-    broker::write(&first, &[plain("two"), Written { partition: 1, ..plain("three") }]);
+    let new = yaml(
+        &broker::address(),
+        app.address,
+        &[other, rule("/new", &first)],
+    );
+    sidecar
+        .reload(&new)
+        .await
+        .expect("subscriptions can be reloaded");
+    broker::write(
+        &first,
+        &[
+            plain("two"),
+            Written {
+                partition: 1,
+                ..plain("three")
+            },
+        ],
+    );
     broker::write(&second, &[plain("y")]);
     let seen = calls(&app, 5).await;
     let to = |path: &str| {
-        let mut bodies: Vec<String> =
-            bodies(&seen.iter().filter(|seen| seen.target == path).cloned().collect::<Vec<_>>());
+        let mut bodies: Vec<String> = bodies(
+            &seen
+                .iter()
+                .filter(|seen| seen.target == path)
+                .cloned()
+                .collect::<Vec<_>>(),
+        );
         bodies.sort_unstable();
         bodies
     };
-    assert_eq!((to("/old"), to("/new"), to("/other")), (
-        vec!["one".to_owned()],
-        vec!["three".to_owned(), "two".to_owned()],
-        vec!["x".to_owned(), "y".to_owned()],
-    ));
+    assert_eq!(
+        (to("/old"), to("/new"), to("/other")),
+        (
+            vec!["one".to_owned()],
+            vec!["three".to_owned(), "two".to_owned()],
+            vec!["x".to_owned(), "y".to_owned()],
+        )
+    );
     assert!(sidecar.stop().await);
 }

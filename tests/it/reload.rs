@@ -18,8 +18,13 @@ const RELOADS: &str = "wayside_config_reloads_total";
 
 #[tokio::test]
 async fn routes_are_swapped_under_load_without_a_failed_call() {
-    let apps = [App::by(|_| Answer::ok().body("a")).await, App::by(|_| Answer::ok().body("b")).await];
-    let yamls = apps.each_ref().map(|app| yaml(&[app.address.to_string()], "", ""));
+    let apps = [
+        App::by(|_| Answer::ok().body("a")).await,
+        App::by(|_| Answer::ok().body("b")).await,
+    ];
+    let yamls = apps
+        .each_ref()
+        .map(|app| yaml(&[app.address.to_string()], "", ""));
     let sidecar = Sidecar::start(&yamls[0]).await;
     let (door, stop) = (sidecar.outbound(), Arc::new(AtomicBool::new(false)));
     let callers: Vec<_> = (0..4)
@@ -35,14 +40,24 @@ async fn routes_are_swapped_under_load_without_a_failed_call() {
         })
         .collect();
     for round in 1..=20 {
-        sidecar.reload(&yamls[round % 2]).await.expect("routes and services can be swapped");
+        sidecar
+            .reload(&yamls[round % 2])
+            .await
+            .expect("routes and services can be swapped");
         let wanted = ["a", "b"][round % 2];
-        assert_eq!(get("billing", "/").send(door).await.body, wanted, "the very next call");
+        assert_eq!(
+            get("billing", "/").send(door).await.body,
+            wanted,
+            "the very next call"
+        );
     }
     stop.store(true, SeqCst);
     for caller in callers {
         let statuses = caller.await.expect("no caller panics");
-        assert!(statuses.len() > 2 && statuses.iter().all(|status| *status == 200), "{statuses:?}");
+        assert!(
+            statuses.len() > 2 && statuses.iter().all(|status| *status == 200),
+            "{statuses:?}"
+        );
     }
     assert_eq!(sidecar.metric(RELOADS, &["result=\"ok\""]), 20.0);
 }
@@ -55,10 +70,20 @@ async fn a_call_in_flight_ends_as_it_began() {
         let door = sidecar.outbound();
         tokio::runtime::Handle::current().spawn(async move { get("billing", "/").send(door).await })
     };
-    eventually("the app has the call", Duration::from_secs(5), async || (slow.count() == 1).then_some(())).await;
+    eventually("the app has the call", Duration::from_secs(5), async || {
+        (slow.count() == 1).then_some(())
+    })
+    .await;
     let new = yaml(&["127.0.0.1:1".to_owned()], "", "").replace("host: billing", "host: rates");
-    sidecar.reload(&new).await.expect("routes and services can be swapped");
-    assert_eq!(get("billing", "/").send(sidecar.outbound()).await.status, 404, "the new routes are in force");
+    sidecar
+        .reload(&new)
+        .await
+        .expect("routes and services can be swapped");
+    assert_eq!(
+        get("billing", "/").send(sidecar.outbound()).await.status,
+        404,
+        "the new routes are in force"
+    );
     assert_eq!(calling.await.expect("no panic").body, "old");
 }
 
@@ -68,7 +93,10 @@ async fn a_service_that_did_not_change_keeps_its_connections() {
     let addresses = [app.address.to_string()];
     let sidecar = Sidecar::start(&yaml(&addresses, "", "")).await;
     for timeout in ["1s", "2s", "3s"] {
-        assert_eq!(get("billing", "/").send(sidecar.outbound()).await.status, 200);
+        assert_eq!(
+            get("billing", "/").send(sidecar.outbound()).await.status,
+            200
+        );
         let new = yaml(&addresses, &format!(", timeout: {timeout}"), "");
         sidecar.reload(&new).await.expect("routes can be swapped");
     }
@@ -81,11 +109,25 @@ async fn a_change_that_needs_a_restart_is_refused_and_named() {
     let addresses = [app.address.to_string()];
     let old = yaml(&addresses, "", "");
     let sidecar = Sidecar::start(&old).await;
-    for (rest, section) in [("limits: { in_flight: 7 }", "limits"), ("drain: 3s", "drain"), ("probe: { listen: 127.0.0.1:0 }", "probe")] {
-        let error = sidecar.reload(&yaml(&addresses, ", timeout: 1ms", rest)).await.expect_err("it needs a restart");
-        assert!(error.contains(section) && error.contains("restart"), "{error}");
+    for (rest, section) in [
+        ("limits: { in_flight: 7 }", "limits"),
+        ("drain: 3s", "drain"),
+        ("probe: { listen: 127.0.0.1:0 }", "probe"),
+    ] {
+        let error = sidecar
+            .reload(&yaml(&addresses, ", timeout: 1ms", rest))
+            .await
+            .expect_err("it needs a restart");
+        assert!(
+            error.contains(section) && error.contains("restart"),
+            "{error}"
+        );
     }
-    assert_eq!(get("billing", "/").send(sidecar.outbound()).await.status, 200, "nothing of it is in force");
+    assert_eq!(
+        get("billing", "/").send(sidecar.outbound()).await.status,
+        200,
+        "nothing of it is in force"
+    );
     sidecar.reload(&old).await.expect("nothing changed");
     assert_eq!(sidecar.metric(RELOADS, &["result=\"refused\""]), 3.0);
     assert_eq!(sidecar.metric(RELOADS, &["result=\"unchanged\""]), 1.0);
@@ -96,7 +138,10 @@ async fn a_broken_file_changes_nothing_and_a_mended_one_is_taken() {
     let app = App::by(|_| Answer::ok().body("here")).await;
     let folder = TempDir::with_prefix("wayside-reload-").expect("a folder can be made");
     let file = folder.path().join("wayside.yaml");
-    let good = format!("{}admin: {{ listen: 127.0.0.1:0 }}\n", yaml(&[app.address.to_string()], "", ""));
+    let good = format!(
+        "{}admin: {{ listen: 127.0.0.1:0 }}\n",
+        yaml(&[app.address.to_string()], "", "")
+    );
     std::fs::write(&file, &good).expect("the folder can be written");
     let mut command = Command::new(env!("CARGO_BIN_EXE_wayside"));
     let mut process = Process::start("wayside", command.arg("run").arg(&file), folder.path());
@@ -104,15 +149,21 @@ async fn a_broken_file_changes_nothing_and_a_mended_one_is_taken() {
         serde_json::from_str::<serde_json::Value>(process.stdout().lines().next()?).ok()
     })
     .await;
-    let door = ready["outbound"].as_str().and_then(|door| door.parse().ok()).expect("an address");
+    let door = ready["outbound"]
+        .as_str()
+        .and_then(|door| door.parse().ok())
+        .expect("an address");
     std::fs::write(&file, good.replace("forward:", "forwrad:")).expect("the folder can be written");
     let refused = async || process.stderr().contains("forwrad").then_some(());
     eventually("the mistake is told", Duration::from_secs(10), refused).await;
     assert_eq!(get("billing", "/").send(door).await.body, "here");
-    std::fs::write(&file, good.replace("host: billing", "host: rates")).expect("the folder can be written");
-    eventually("the new routes are in force", Duration::from_secs(10), async || {
-        (get("rates", "/").send(door).await.status == 200).then_some(())
-    })
+    std::fs::write(&file, good.replace("host: billing", "host: rates"))
+        .expect("the folder can be written");
+    eventually(
+        "the new routes are in force",
+        Duration::from_secs(10),
+        async || (get("rates", "/").send(door).await.status == 200).then_some(()),
+    )
     .await;
     assert_eq!(get("billing", "/").send(door).await.status, 404);
     assert!(process.terminate(Duration::from_secs(10)).await.success());

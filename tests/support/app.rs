@@ -87,7 +87,10 @@ impl App {
     }
 
     /// Starts an app that asks `rule`, at an address that is known before.
-    pub(crate) async fn at(address: SocketAddr, rule: impl Fn(&Seen) -> Answer + Send + Sync + 'static) -> Self {
+    pub(crate) async fn at(
+        address: SocketAddr,
+        rule: impl Fn(&Seen) -> Answer + Send + Sync + 'static,
+    ) -> Self {
         Self::start_at(address, Rule::By(Box::new(rule))).await
     }
 
@@ -96,9 +99,7 @@ impl App {
     }
 
     async fn start_at(address: SocketAddr, rule: Rule) -> Self {
-        let listener = TcpListener::bind(address)
-            .await
-            .expect("the port is free");
+        let listener = TcpListener::bind(address).await.expect("the port is free");
         let address = listener.local_addr().expect("the socket is bound");
         let world = Arc::new(World {
             rule,

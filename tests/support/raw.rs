@@ -35,7 +35,9 @@ impl RawApp {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback has a free port");
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("loopback has a free port");
         let address = listener.local_addr().expect("the socket is bound");
         let connections = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&connections);
@@ -45,7 +47,11 @@ impl RawApp {
                 open.spawn(serve(Wire::new(stream), count.fetch_add(1, SeqCst)));
             }
         });
-        Self { address, connections, accepting }
+        Self {
+            address,
+            connections,
+            accepting,
+        }
     }
 
     /// Starts a server that reads each request's head and answers with these bytes, again and again, on connections
@@ -77,7 +83,10 @@ impl Drop for RawApp {
 
 impl Wire {
     fn new(stream: TcpStream) -> Self {
-        Self { stream, ahead: Vec::new() }
+        Self {
+            stream,
+            ahead: Vec::new(),
+        }
     }
 
     /// Connects.
@@ -119,7 +128,11 @@ impl Wire {
     /// Reads up to and with `mark`. `None` if the connection ends before.
     pub(crate) async fn try_until(&mut self, mark: &[u8]) -> Option<String> {
         loop {
-            if let Some(at) = self.ahead.windows(mark.len()).position(|window| window == mark) {
+            if let Some(at) = self
+                .ahead
+                .windows(mark.len())
+                .position(|window| window == mark)
+            {
                 let read: Vec<u8> = self.ahead.drain(..at + mark.len()).collect();
                 return Some(String::from_utf8_lossy(&read).into_owned());
             }
@@ -132,7 +145,11 @@ impl Wire {
     /// Reads `count` bytes.
     pub(crate) async fn bytes(&mut self, count: usize) -> Vec<u8> {
         while self.ahead.len() < count {
-            assert!(self.more().await, "the connection ended after {} of {count} bytes", self.ahead.len());
+            assert!(
+                self.more().await,
+                "the connection ended after {} of {count} bytes",
+                self.ahead.len()
+            );
         }
         self.ahead.drain(..count).collect()
     }
@@ -140,7 +157,8 @@ impl Wire {
     /// Reads a whole answer or request whose length is stated.
     pub(crate) async fn message(&mut self) -> (String, Vec<u8>) {
         let head = self.head().await;
-        let length = field(&head, "content-length").map_or(0, |length| length.parse().expect("a number"));
+        let length =
+            field(&head, "content-length").map_or(0, |length| length.parse().expect("a number"));
         (head, self.bytes(length).await)
     }
 
@@ -169,7 +187,9 @@ impl Wire {
 
     async fn more(&mut self) -> bool {
         let mut chunk = vec![0; 64 << 10];
-        let read = timeout(LONGEST, self.stream.read(&mut chunk)).await.expect("the other side goes on or ends");
+        let read = timeout(LONGEST, self.stream.read(&mut chunk))
+            .await
+            .expect("the other side goes on or ends");
         let read = read.unwrap_or(0);
         self.ahead.extend_from_slice(&chunk[..read]);
         read > 0
@@ -185,7 +205,10 @@ pub(crate) async fn exchange(address: SocketAddr, bytes: impl AsRef<[u8]>) -> St
 
 /// The status of an answer.
 pub(crate) fn status(answer: &str) -> u16 {
-    let code = answer.split(' ').nth(1).and_then(|code| code.get(..3)?.parse().ok());
+    let code = answer
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.get(..3)?.parse().ok());
     code.unwrap_or_else(|| panic!("no status line: {answer:?}"))
 }
 
@@ -198,5 +221,7 @@ pub(crate) fn field<'a>(head: &'a str, name: &str) -> Option<&'a str> {
 pub(crate) fn fields<'a>(head: &'a str, name: &str) -> impl Iterator<Item = &'a str> {
     let lines = head.lines().skip(1).take_while(|line| !line.is_empty());
     let lines = lines.filter_map(|line| line.split_once(':'));
-    lines.filter(move |(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+    lines
+        .filter(move |(field, _)| field.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.trim())
 }

@@ -13,7 +13,9 @@ pub(crate) struct Sidecar {
 impl Sidecar {
     /// Starts one from YAML. `admin` is put on a port of its own unless the YAML says where it is.
     pub(crate) async fn start(yaml: &str) -> Self {
-        Self::try_start(yaml).await.unwrap_or_else(|error| panic!("the sidecar does not start: {error}"))
+        Self::try_start(yaml)
+            .await
+            .unwrap_or_else(|error| panic!("the sidecar does not start: {error}"))
     }
 
     /// Starts one, or tells why not.
@@ -22,8 +24,13 @@ impl Sidecar {
     /// What the configuration or the start refuses.
     pub(crate) async fn try_start(yaml: &str) -> Result<Self, String> {
         let config = compile(yaml)?;
-        let surroundings = Surroundings { workers: Some(1), ..Surroundings::default() };
-        let running = Running::start(config, surroundings).await.map_err(|error| error.to_string())?;
+        let surroundings = Surroundings {
+            workers: Some(1),
+            ..Surroundings::default()
+        };
+        let running = Running::start(config, surroundings)
+            .await
+            .map_err(|error| error.to_string())?;
         Ok(Self { running })
     }
 
@@ -34,12 +41,18 @@ impl Sidecar {
 
     /// The outbound door.
     pub(crate) fn outbound(&self) -> SocketAddr {
-        self.running.addresses.outbound.expect("the YAML has an outbound door")
+        self.running
+            .addresses
+            .outbound
+            .expect("the YAML has an outbound door")
     }
 
     /// The inbound door.
     pub(crate) fn inbound(&self) -> SocketAddr {
-        self.running.addresses.inbound.expect("the YAML has an inbound door")
+        self.running
+            .addresses
+            .inbound
+            .expect("the YAML has an inbound door")
     }
 
     /// Reloads it with other YAML.
@@ -55,10 +68,13 @@ impl Sidecar {
         self.running.metrics.upkeep();
         let text = self.running.metrics.render();
         let series = text.lines().filter(|line| {
-            line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+            line.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with(['{', ' ']))
                 && labels.iter().all(|label| line.contains(label))
         });
-        series.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+        series
+            .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
+            .sum()
     }
 
     /// Drains it and says whether everything ended in time.
@@ -72,6 +88,7 @@ fn compile(yaml: &str) -> Result<config::model::Config, String> {
         true => yaml.to_owned(),
         false => format!("{}\nadmin: {{ listen: 127.0.0.1:0 }}\n", yaml.trim_end()),
     };
-    let loaded = config::compile("test.yaml", &yaml, &|_| None).map_err(|report| report.to_string())?;
+    let loaded =
+        config::compile("test.yaml", &yaml, &|_| None).map_err(|report| report.to_string())?;
     Ok(loaded.config)
 }

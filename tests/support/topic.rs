@@ -44,7 +44,11 @@ fn read_blocking(bootstrap: &str, topic: &str, count: usize) -> Vec<Record> {
         .expect("a consumer");
     let mut records = Vec::new();
     let started = std::time::SystemTime::now();
-    let late = || started.elapsed().is_ok_and(|elapsed| elapsed > Duration::from_secs(10));
+    let late = || {
+        started
+            .elapsed()
+            .is_ok_and(|elapsed| elapsed > Duration::from_secs(10))
+    };
     let mut assigned = false;
     while records.len() < count && !late() {
         if !assigned {
@@ -54,7 +58,10 @@ fn read_blocking(bootstrap: &str, topic: &str, count: usize) -> Vec<Record> {
         if let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) {
             let headers = message.headers().map_or_else(Vec::new, |headers| {
                 let one = |header: rdkafka::message::Header<'_, &[u8]>| {
-                    (header.key.to_owned(), header.value.unwrap_or_default().to_vec())
+                    (
+                        header.key.to_owned(),
+                        header.value.unwrap_or_default().to_vec(),
+                    )
                 };
                 headers.iter().map(one).collect()
             });
@@ -70,8 +77,12 @@ fn read_blocking(bootstrap: &str, topic: &str, count: usize) -> Vec<Record> {
 }
 
 fn assign(consumer: &BaseConsumer, topic: &str) -> bool {
-    let Ok(metadata) = consumer.fetch_metadata(Some(topic), Duration::from_secs(2)) else { return false };
-    let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return false };
+    let Ok(metadata) = consumer.fetch_metadata(Some(topic), Duration::from_secs(2)) else {
+        return false;
+    };
+    let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else {
+        return false;
+    };
     let mut list = TopicPartitionList::new();
     for partition in found.partitions() {
         let added = list.add_partition_offset(topic, partition.id(), Offset::Beginning);
