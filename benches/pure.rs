@@ -1,1 +1,109 @@
-fn main() {}
+//! The pure parts of a call's way: routing, slimming, the record. `cargo bench --bench pure`.
+
+use std::hint::black_box;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use http::{HeaderMap, HeaderValue, Method};
+use uuid::Uuid;
+use wayside::config;
+use wayside::config::model::Pattern;
+use wayside::kafka::record::{self, Message, Position};
+use wayside::pattern::slim::Plan;
+use wayside::route::{Facts, Table};
+
+const YAML: &str = include_str!("../config/examples/readme.yaml");
+
+fn compiled(yaml: &str) -> config::model::Config {
+    config::compile("bench.yaml", yaml, &|_| None)
+        .expect("a good file")
+        .config
+}
+
+fn configuration(c: &mut Criterion) {
+    c.bench_function("config/readme", |b| b.iter(|| compiled(black_box(YAML))));
+}
+
+fn routing(c: &mut Criterion) {
+    let mut yaml =
+        "service: orders\nservices: { a: { addresses: [a:1] } }\noutbound:\n  routes:\n".to_owned();
+    for number in 0..10 {
+        yaml += &format!(
+            "    - {{ name: r{number}, match: {{ host: h{number}, path: /p/** }}, forward: {{ to: a }} }}\n"
+        );
+    }
+    let config = compiled(&yaml);
+    let table = Table::new(&config.outbound.expect("it has routes").routes);
+    let facts = Facts {
+        host: "h9".into(),
+        method: &Method::GET,
+        path: "/p/7",
+    };
+    c.bench_function("route/last_of_10", |b| {
+        b.iter(|| table.find(black_box(&facts)))
+    });
+}
+
+fn slimming(c: &mut Criterion) {
+    let config = compiled(YAML);
+    let routes = config.outbound.expect("it has routes").routes;
+    let Some(Pattern::Publish(rule)) = routes
+        .iter()
+        .map(|route| &route.pattern)
+        .find(|it| matches!(it, Pattern::Publish(_)))
+    else {
+        unreachable!("the example publishes")
+    };
+    let plan = Plan::of(rule);
+    let line = r#"{"item":"0123456789","quantity":2,"price":1999}"#;
+    let lines = vec![line; 80].join(",");
+    let body = Bytes::from(format!(
+        r#"{{"id":"i-1","customer":{{"id":"c-9"}},"lines":[{lines}],"total":42}}"#
+    ));
+    let mut group = c.benchmark_group("slim");
+    group.throughput(Throughput::Bytes(body.len() as u64));
+    group.bench_function("keep_3_fields_of_4_KiB", |b| {
+        b.iter(|| plan.apply(black_box(&body)))
+    });
+    group.finish();
+}
+
+fn records(c: &mut Criterion) {
+    let mut headers = HeaderMap::new();
+    headers.insert("accept", HeaderValue::from_static("*/*"));
+    headers.insert("user-agent", HeaderValue::from_static("bench"));
+    let message = Message {
+        id: Uuid::now_v7(),
+        source_service: "orders".to_owned(),
+        instance: "10.0.0.7:4143".to_owned(),
+        method: Method::POST,
+        target: "/invoices".to_owned(),
+        host: Some("billing".to_owned()),
+        headers,
+        content_type: Some(HeaderValue::from_static("application/json")),
+        traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned()),
+        claim: None,
+        time: SystemTime::now(),
+    };
+    c.bench_function("record/encode", |b| {
+        b.iter(|| record::encode(black_box(&message)))
+    });
+    let encoded = record::encode(&message);
+    let position = Position {
+        topic: "invoices",
+        partition: 0,
+        offset: 7,
+    };
+    c.bench_function("record/decode", |b| {
+        b.iter(|| {
+            let headers = encoded
+                .iter()
+                .map(|(name, value)| (name.as_ref(), value.as_ref()));
+            record::decode(black_box(headers), position)
+        });
+    });
+}
+
+criterion_group!(benches, configuration, routing, slimming, records);
+criterion_main!(benches);

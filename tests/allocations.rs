@@ -3,6 +3,13 @@
 //! The app and the caller here are threads with fixed buffers that allocate nothing, so every allocation of the process
 //! is the sidecar's.
 
+#![allow(
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a test fails by panicking and tells what it saw"
+)]
+
 use std::alloc::System;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

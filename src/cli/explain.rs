@@ -12,14 +12,22 @@ use super::{bad_config, complain, environment, tell};
 use crate::body::Body;
 use crate::config;
 use crate::config::model::{Config, Forward, Pattern, Publish, Route, SlimRule};
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::kafka::record;
 use crate::listen::head;
 use crate::pattern::hop;
-use crate::pattern::slim::Plan;
+use crate::pattern::slim::{Plan, Slimmed};
 use crate::reply::headers::RESERVED;
 use crate::route::{Facts, Table, Verdict};
 use crate::service::Request;
+
+/// Adds a line.
+macro_rules! say {
+    ($out:expr, $($line:tt)*) => {{
+        // Writing to a String never fails.
+        let _never = writeln!($out, $($line)*);
+    }};
+}
 
 /// What `wayside explain` takes.
 #[derive(Debug, clap::Args)]
@@ -102,14 +110,17 @@ fn refusal(error: &Error) -> String {
 fn explain(config: &Config, request: &Request, body: &str) -> String {
     let facts = Facts::of(request);
     let mut out = String::new();
-    put(
+    say!(
         &mut out,
-        format_args!("{} http://{}{}", facts.method, facts.host, request.uri()),
+        "{} http://{}{}",
+        facts.method,
+        facts.host,
+        request.uri(),
     );
     if facts.path.starts_with(RESERVED) {
-        put(
+        say!(
             &mut out,
-            format_args!("  served by the sidecar itself: {RESERVED} is reserved on every host"),
+            "  served by the sidecar itself: {RESERVED} is reserved on every host"
         );
         return out;
     }
@@ -118,10 +129,7 @@ fn explain(config: &Config, request: &Request, body: &str) -> String {
         .as_ref()
         .filter(|outbound| !outbound.routes.is_empty())
     else {
-        put(
-            &mut out,
-            format_args!("  404 no-route: the file has no outbound routes"),
-        );
+        say!(&mut out, "  404 no-route: the file has no outbound routes");
         return out;
     };
     let verdicts = Table::new(&outbound.routes).explain(&facts);
@@ -130,18 +138,18 @@ fn explain(config: &Config, request: &Request, body: &str) -> String {
         let place = format!("{} (line {})", route.name, route.line);
         match verdict {
             Verdict::Takes => {
-                put(&mut out, format_args!("  takes    {place}"));
+                say!(&mut out, "  takes    {place}");
                 taken = Some(route);
             }
             Verdict::Passes(mismatch) => {
-                put(&mut out, format_args!("  passes   {place}: {mismatch}"))
+                say!(&mut out, "  passes   {place}: {mismatch}")
             }
-            Verdict::NotAsked => put(&mut out, format_args!("  not asked {place}")),
+            Verdict::NotAsked => say!(&mut out, "  not asked {place}"),
         }
     }
     match taken {
         Some(route) => done(&mut out, config, route, request, body),
-        None => put(&mut out, format_args!("  404 no-route: no route takes it")),
+        None => say!(&mut out, "  404 no-route: no route takes it"),
     }
     out
 }
@@ -159,20 +167,20 @@ fn forward(out: &mut String, config: &Config, rule: &Forward, request: &Request)
     let addresses: Vec<String> = service.addresses.iter().map(ToString::to_string).collect();
     let timeouts = &rule.timeouts;
     let show = humantime::format_duration;
-    put(
+    say!(
         out,
-        format_args!("forward to {} at {}", service.name, addresses.join(", ")),
+        "forward to {} at {}",
+        service.name,
+        addresses.join(", "),
     );
-    put(
+    say!(
         out,
-        format_args!(
-            "  time: {} in all, {} to connect, {} a try, {} to an answer's head, {} of silence in a body",
-            show(timeouts.whole),
-            show(timeouts.connect),
-            show(timeouts.per_try),
-            show(timeouts.head),
-            show(timeouts.idle)
-        ),
+        "  time: {} in all, {} to connect, {} a try, {} to an answer's head, {} of silence in a body",
+        show(timeouts.whole),
+        show(timeouts.connect),
+        show(timeouts.per_try),
+        show(timeouts.head),
+        show(timeouts.idle),
     );
     let idempotent = rule.idempotent || hop::is_idempotent(request.method());
     let also = match idempotent {
@@ -182,119 +190,99 @@ fn forward(out: &mut String, config: &Config, rule: &Forward, request: &Request)
         ),
         false => format!(" only: {} may not run twice", request.method()),
     };
-    put(
+    say!(
         out,
-        format_args!(
-            "  tries: up to {}, repeated when it was never sent{also}",
-            rule.retry.attempts
-        ),
+        "  tries: up to {}, repeated when it was never sent{also}",
+        rule.retry.attempts
     );
-    put(
+    say!(
         out,
-        format_args!(
-            "  another address at once; {} to {} before one is repeated",
-            show(rule.retry.backoff.first),
-            show(rule.retry.backoff.longest)
-        ),
+        "  another address at once; {} to {} before one is repeated",
+        show(rule.retry.backoff.first),
+        show(rule.retry.backoff.longest),
     );
 }
 
 fn publish(out: &mut String, config: &Config, rule: &Publish, request: &Request, body: &str) {
-    let word = if rule.slim.is_some() {
-        "publish as an event"
+    let event = if rule.slim.is_some() {
+        " as an event"
     } else {
-        "publish"
+        ""
     };
-    put(out, format_args!("{word} to topic {}", rule.topic));
-    let plan = Plan::of(rule);
+    say!(out, "publish{event} to topic {}", rule.topic);
     let body = Bytes::copy_from_slice(body.as_bytes());
-    if body.len() > rule.max_body {
-        put(
-            out,
-            format_args!(
-                "  413 body-too-large: {} bytes are over max_body {}",
-                body.len(),
-                rule.max_body
-            ),
-        );
-        return;
-    }
-    let read = plan.apply(&body).and_then(|slimmed| {
-        let key = plan.key(&slimmed, request.headers(), request.uri().path())?;
-        Ok((slimmed, key))
-    });
-    let (slimmed, key) = match read {
-        Ok(read) => read,
-        Err(error) => {
-            put(
-                out,
-                format_args!(
-                    "  {} {}: {}",
-                    error.kind().status().as_u16(),
-                    error.kind().word(),
-                    error.detail()
-                ),
-            );
-            return;
-        }
-    };
-    match (&rule.key, key) {
-        (_, Some(key)) => put(
-            out,
-            format_args!("  key: {:?}", String::from_utf8_lossy(&key)),
-        ),
-        (None, None) => put(out, format_args!("  key: none, so in no order")),
-        (Some(_), None) => put(
-            out,
-            format_args!("  key: missing, so in no order (key_missing: unordered)"),
-        ),
-    }
-    if let Some(slim) = &rule.slim {
-        let store = &config.claims[slim.claim.0];
-        let what = match &slim.rule {
-            SlimRule::Keep(pointers) => format!("keep {}", list(pointers)),
-            SlimRule::Drop(pointers) => format!("drop {}", list(pointers)),
-        };
-        put(
-            out,
-            format_args!(
-                "  slim: {what}; the whole body in claims.{} for {}",
-                store.name,
-                humantime::format_duration(store.ttl)
-            ),
-        );
-        if let Some(cut) = &slimmed.cut {
-            put(
-                out,
-                format_args!(
-                    "  record value: {} of {} bytes: {}",
-                    cut.body.len(),
-                    body.len(),
-                    String::from_utf8_lossy(&cut.body)
-                ),
-            );
-        }
-    }
-    let travelling = record::travelling(request.headers(), &rule.headers);
-    let names: Vec<&str> = travelling.keys().map(HeaderName::as_str).collect();
-    put(
-        out,
-        format_args!(
-            "  headers that travel: {}",
-            if names.is_empty() {
+    match read(rule, request, &body) {
+        Ok((slimmed, key)) => {
+            record(out, config, rule, (&slimmed, &body), key);
+            let travelling = record::travelling(request.headers(), &rule.headers);
+            let names: Vec<&str> = travelling.keys().map(HeaderName::as_str).collect();
+            let names = if names.is_empty() {
                 "none".to_owned()
             } else {
                 names.join(", ")
-            }
+            };
+            say!(out, "  headers that travel: {names}");
+            let within = humantime::format_duration(rule.timeout);
+            say!(
+                out,
+                "  answer: 202 after the broker's acks=all acknowledgement, within {within}"
+            );
+        }
+        Err(error) => {
+            let (status, word) = (error.kind().status().as_u16(), error.kind().word());
+            say!(out, "  {status} {word}: {}", error.detail());
+        }
+    }
+}
+
+/// What the route would read from the body, or how it would refuse the call.
+fn read(
+    rule: &Publish,
+    request: &Request,
+    body: &Bytes,
+) -> Result<(Slimmed, Option<Bytes>), Error> {
+    if body.len() > rule.max_body {
+        let detail = format!("{} bytes are over max_body {}", body.len(), rule.max_body);
+        return Err(Error::new(Kind::BodyTooLarge, detail));
+    }
+    let plan = Plan::of(rule);
+    let slimmed = plan.apply(body)?;
+    let key = plan.key(&slimmed, request.headers(), request.uri().path())?;
+    Ok((slimmed, key))
+}
+
+fn record(
+    out: &mut String,
+    config: &Config,
+    rule: &Publish,
+    (slimmed, body): (&Slimmed, &Bytes),
+    key: Option<Bytes>,
+) {
+    match (&rule.key, key) {
+        (_, Some(key)) => say!(out, "  key: {:?}", String::from_utf8_lossy(&key)),
+        (None, None) => say!(out, "  key: none, so in no order"),
+        (Some(_), None) => say!(
+            out,
+            "  key: missing, so in no order (key_missing: unordered)"
         ),
-    );
-    put(
+    }
+    let Some(slim) = &rule.slim else { return };
+    let store = &config.claims[slim.claim.0];
+    let what = match &slim.rule {
+        SlimRule::Keep(pointers) => format!("keep {}", list(pointers)),
+        SlimRule::Drop(pointers) => format!("drop {}", list(pointers)),
+    };
+    let ttl = humantime::format_duration(store.ttl);
+    say!(
         out,
-        format_args!(
-            "  answer: 202 after the broker's acks=all acknowledgement, within {}",
-            humantime::format_duration(rule.timeout)
-        ),
+        "  slim: {what}; the whole body in claims.{} for {ttl}",
+        store.name
     );
+    if let Some(cut) = &slimmed.cut {
+        let (slim, whole) = (cut.body.len(), body.len());
+        let value = String::from_utf8_lossy(&cut.body);
+        say!(out, "  record value: {slim} of {whole} bytes: {value}");
+    }
 }
 
 fn list(pointers: &[crate::config::model::Pointer]) -> String {
@@ -303,9 +291,4 @@ fn list(pointers: &[crate::config::model::Pointer]) -> String {
         .map(ToString::to_string)
         .collect::<Vec<_>>()
         .join(", ")
-}
-
-fn put(out: &mut String, line: std::fmt::Arguments<'_>) {
-    // Writing to a String never fails.
-    let _never = writeln!(out, "{line}");
 }

@@ -1,5 +1,12 @@
 //! The whole sidecar from outside: plain HTTP in at a real door, and a look at what came out.
 
+#![allow(
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a test fails by panicking and tells what it saw"
+)]
+
 #[path = "../support/mod.rs"]
 #[allow(
     dead_code,

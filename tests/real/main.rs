@@ -3,6 +3,13 @@
 //! Without Java, Maven or kcat the tests say so in one line and pass; with `CI` set that is a failure.
 //! `tests/README.md` tells how to run one.
 
+#![allow(
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    reason = "a test fails by panicking and tells what it saw"
+)]
+
 #[path = "../support/mod.rs"]
 #[cfg(test)]
 #[allow(
