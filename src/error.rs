@@ -85,8 +85,12 @@ kinds! {
     NoRoute = "no-route", NOT_FOUND, Caller;
     /// A path under `/.wayside/` that is not served.
     NotFound = "not-found", NOT_FOUND, Caller;
-    /// A method that the path does not have, or one that is switched off.
+    /// A method that the path does not have.
     MethodNotAllowed = "method-not-allowed", METHOD_NOT_ALLOWED, Caller;
+    /// A method that is switched off for every path.
+    NotImplemented = "method-not-implemented", NOT_IMPLEMENTED, Caller;
+    /// The request target is over the limit.
+    TargetTooLong = "target-too-long", URI_TOO_LONG, Caller;
     /// The call has been through this sidecar already.
     Loop = "loop-detected", LOOP_DETECTED, Caller;
     /// The body is over the route's limit.

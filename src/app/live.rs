@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::task::JoinSet;
+
 use super::parts::Parts;
 use crate::config::model::{Address, Config, Pattern, Publish as PublishRule, Retry, Timeouts};
 use crate::error::{Error, Kind};
@@ -20,6 +22,10 @@ const PEER_IDLE: Duration = Duration::from_secs(30);
 const APP_IDLE: Duration = Duration::from_secs(3);
 /// The longest a call to the app may take. The caller's own deadline ends it sooner; this only bounds what is held.
 const APP_WHOLE: Duration = Duration::from_secs(3600);
+
+/// How long a body on its way to or from the app may be silent: the caller's sidecar decides with its own limit; this
+/// one only ends what a caller has abandoned half-way.
+const APP_IDLE_BODY: Duration = Duration::from_secs(300);
 
 /// One generation of the configuration, running.
 pub(crate) struct Live {
@@ -50,25 +56,7 @@ impl Live {
         parts: &Parts,
         old: Option<&Self>,
     ) -> Result<Self, Error> {
-        let mut services = HashMap::new();
-        for service in &config.services {
-            let kept = old
-                .and_then(|old| old.services.get(&service.name))
-                .filter(|upstream| upstream.configured() == service.addresses);
-            let upstream = match kept {
-                Some(upstream) => Arc::clone(upstream),
-                None => {
-                    Upstream::start(
-                        &service.name,
-                        &service.addresses,
-                        PEER_IDLE,
-                        &parts.upstream,
-                    )
-                    .await
-                }
-            };
-            services.insert(service.name.clone(), upstream);
-        }
+        let services = services(&config, parts, old).await;
         let routes = config
             .outbound
             .as_ref()
@@ -141,6 +129,37 @@ impl Live {
     }
 }
 
+/// Every service by its name; one whose addresses did not change goes on as it is. All are looked up at once.
+async fn services(
+    config: &Config,
+    parts: &Parts,
+    old: Option<&Live>,
+) -> HashMap<String, Arc<Upstream>> {
+    let mut services = HashMap::new();
+    let mut starting = JoinSet::new();
+    for service in &config.services {
+        let kept = old
+            .and_then(|old| old.services.get(&service.name))
+            .filter(|upstream| upstream.configured() == service.addresses);
+        match kept {
+            Some(upstream) => {
+                services.insert(service.name.clone(), Arc::clone(upstream));
+            }
+            None => {
+                let (service, shared) = (service.clone(), parts.upstream.clone());
+                starting.spawn(async move {
+                    let upstream =
+                        Upstream::start(&service.name, &service.addresses, PEER_IDLE, &shared)
+                            .await;
+                    (service.name, upstream)
+                });
+            }
+        }
+    }
+    services.extend(starting.join_all().await);
+    services
+}
+
 /// The word for a pattern in headers, logs and metrics.
 pub(crate) fn word(pattern: &Pattern) -> &'static str {
     match pattern {
@@ -171,7 +190,7 @@ pub(crate) async fn to_app(address: &Address, via: Via, parts: &Parts) -> Forwar
             connect,
             head: APP_WHOLE,
             per_try: APP_WHOLE,
-            idle: APP_WHOLE,
+            idle: APP_IDLE_BODY,
         },
         retry: Retry {
             attempts: 1,

@@ -18,13 +18,10 @@ const TARGET_MAX: usize = 8 << 10;
 /// origin form, and its path has one spelling.
 ///
 /// # Errors
-/// [`Kind::BadRequest`] with the rule that was broken, [`Kind::MethodNotAllowed`] for CONNECT.
+/// [`Kind::BadRequest`] with the rule that was broken, [`Kind::NotImplemented`] for CONNECT.
 pub fn canonical(request: &mut Request) -> Result<(), Error> {
     if request.method() == Method::CONNECT {
-        return Err(Error::new(
-            Kind::MethodNotAllowed,
-            "CONNECT is switched off",
-        ));
+        return Err(Error::new(Kind::NotImplemented, "CONNECT is switched off"));
     }
     let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
     if codings
@@ -40,7 +37,10 @@ pub fn canonical(request: &mut Request) -> Result<(), Error> {
         .path_and_query()
         .map_or("/", PathAndQuery::as_str);
     if target.len() > TARGET_MAX {
-        return Err(bad("the request target is over 8192 bytes"));
+        return Err(Error::new(
+            Kind::TargetTooLong,
+            "the request target is over 8192 bytes",
+        ));
     }
     let target = match one_spelling(target)? {
         Cow::Owned(target) => Some(

@@ -221,6 +221,11 @@ impl Forward {
             if let Some(ended) = within(timer.as_mut(), until, head.as_mut()).await {
                 return Ok(ended);
             }
+            if until >= limit && uploading.is_some_and(Sent::waits_for_caller) {
+                // The service waits for the rest of the body just as we do.
+                let detail = "the body was not complete when the call's time was up";
+                return Err(Error::new(Kind::CallerTimeout, detail));
+            }
             if until >= limit || uploading.is_none_or(Sent::is_complete) {
                 let detail = format!("{} did not answer in time", self.upstream.name);
                 return Err(Error::new(Kind::Deadline, detail).retry(error::Retry::NoAnswer));
@@ -329,7 +334,7 @@ fn last_hop(request: &Request) -> Result<Response, Error> {
     if request.method() == Method::TRACE {
         // An echo would hand the caller's own credentials around.
         return Err(Error::new(
-            Kind::MethodNotAllowed,
+            Kind::NotImplemented,
             "TRACE is not answered by this sidecar",
         ));
     }

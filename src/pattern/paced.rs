@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,14 +13,26 @@ use tokio::time::{Instant, Sleep, sleep};
 use crate::body::Body;
 use crate::error::{Error, Kind};
 
-/// Tells whether a request's last byte was handed to the connection.
+/// Tells how far a request's body is on its way to the connection.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Sent(Arc<AtomicBool>);
+pub(super) struct Sent(Arc<AtomicU8>);
+
+/// The service takes what there is, or is slow to; the start.
+const FLOWING: u8 = 0;
+/// The caller has sent nothing more yet.
+const WAITING: u8 = 1;
+/// The last byte was handed over.
+const COMPLETE: u8 = 2;
 
 impl Sent {
-    /// Whether it was.
+    /// Whether the last byte was handed over.
     pub(super) fn is_complete(&self) -> bool {
-        self.0.load(Relaxed)
+        self.0.load(Relaxed) == COMPLETE
+    }
+
+    /// Whether the next byte is the caller's to send.
+    pub(super) fn waits_for_caller(&self) -> bool {
+        self.0.load(Relaxed) == WAITING
     }
 }
 
@@ -62,11 +74,14 @@ impl HttpBody for Paced {
             Poll::Ready(frame) => {
                 *this.waiting = false;
                 if frame.is_none() || this.inner.is_end_stream() {
-                    this.sent.0.store(true, Relaxed);
+                    this.sent.0.store(COMPLETE, Relaxed);
+                } else {
+                    this.sent.0.store(FLOWING, Relaxed);
                 }
                 Poll::Ready(frame)
             }
             Poll::Pending => {
+                this.sent.0.store(WAITING, Relaxed);
                 // Armed once per silence, not once per poll.
                 if !std::mem::replace(this.waiting, true) {
                     this.timer.as_mut().reset(Instant::now() + *this.idle);

@@ -71,7 +71,7 @@ pub fn of_error(error: &Error) -> Verdict {
             Verdict::NotDelivered
         }
         // It would be the same call each time.
-        (Kind::BadRequest | Kind::MethodNotAllowed, _) => {
+        (Kind::BadRequest | Kind::NotImplemented | Kind::TargetTooLong, _) => {
             Verdict::DeadLetter(format!("the record makes no call: {}", error.detail()))
         }
         (Kind::Loop, _) => {

@@ -3,7 +3,7 @@
 //! Sources: RFC 9457 (problem details), RFC 9209 (Proxy-Status), RFC 9110 section 10.2.3 (Retry-After).
 
 use http::HeaderValue;
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
 use serde::Serialize;
 
 use super::headers::PROXY_STATUS;
@@ -46,6 +46,10 @@ pub fn respond(error: &Error, who: &str, trace: &str) -> Response {
     if let Ok(value) = HeaderValue::from_str(&status) {
         headers.insert(PROXY_STATUS, value);
     }
+    if kind == Kind::MethodNotAllowed {
+        // A MUST of RFC 9110 section 15.5.6. Whatever we serve ourselves is read, but for `POST /drain`.
+        headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
     if let Some(wait) = error.retry_after() {
         // Whole seconds, never zero: a caller that comes back at once would only add load.
         headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
@@ -59,6 +63,8 @@ fn title(kind: Kind) -> &'static str {
         Kind::NoRoute => "No route takes this call",
         Kind::NotFound => "There is nothing under this path",
         Kind::MethodNotAllowed => "This method is not served",
+        Kind::NotImplemented => "This method is switched off",
+        Kind::TargetTooLong => "The request target is too long",
         Kind::Loop => "The call goes in a circle",
         Kind::BodyTooLarge => "The body is too large",
         Kind::CallerTimeout => "The request came too slowly",
@@ -90,7 +96,11 @@ fn proxy_status(kind: Kind) -> &'static str {
             "http_request_error"
         }
         Kind::NoRoute | Kind::NotFound | Kind::Unknown | Kind::Expired => "destination_not_found",
-        Kind::MethodNotAllowed | Kind::BodyTooLarge | Kind::RecordTooLarge => "http_request_denied",
+        Kind::MethodNotAllowed
+        | Kind::NotImplemented
+        | Kind::TargetTooLong
+        | Kind::BodyTooLarge
+        | Kind::RecordTooLarge => "http_request_denied",
         Kind::Loop => "proxy_loop_detected",
         Kind::CallerTimeout => "http_request_error",
         Kind::Overloaded => "connection_limit_reached",

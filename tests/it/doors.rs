@@ -104,6 +104,17 @@ async fn a_request_must_have_one_host() {
 }
 
 #[tokio::test]
+async fn a_target_over_the_limit_is_a_414() {
+    let app = App::agreeable().await;
+    let sidecar = in_front_of(app.address, "").await;
+    let reply = get("billing", &format!("/{}", "x".repeat(8192)))
+        .send(sidecar.outbound())
+        .await;
+    assert_eq!(reply.status, 414);
+    assert_eq!(app.count(), 0);
+}
+
+#[tokio::test]
 async fn a_tunnel_is_refused() {
     let app = App::agreeable().await;
     let sidecar = in_front_of(app.address, "").await;
@@ -111,7 +122,7 @@ async fn a_tunnel_is_refused() {
     let mut caller = Wire::connect(sidecar.outbound()).await;
     caller.send(request).await;
     let head = caller.head().await;
-    assert_eq!(status(&head), 405);
+    assert_eq!(status(&head), 501);
     assert!(
         field(&head, "proxy-status").is_some_and(|status| status.contains("http_request_denied")),
         "{head}"
@@ -140,12 +151,10 @@ async fn the_reserved_path_is_ours_for_every_host() {
                 Some("application/problem+json")
             );
         }
+        let refused = post("billing", "/.wayside/claims/x").send(door).await;
         assert_eq!(
-            post("billing", "/.wayside/claims/x")
-                .send(door)
-                .await
-                .status,
-            405
+            (refused.status.as_u16(), refused.header("allow")),
+            (405, Some("GET, HEAD"))
         );
     }
     app.verify(0);

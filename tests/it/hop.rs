@@ -322,7 +322,7 @@ async fn max_forwards_is_counted_down_and_ends_here_at_zero() {
         OK,
     )
     .await;
-    assert_eq!((seen.as_str(), status(&back)), ("", 405));
+    assert_eq!((seen.as_str(), status(&back)), ("", 501));
     let (seen, _) = through(
         "GET / HTTP/1.1\r\nhost: billing\r\nmax-forwards: 0\r\n\r\n",
         OK,
