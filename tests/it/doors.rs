@@ -392,7 +392,7 @@ async fn a_head_over_the_limit_is_a_431() {
             "y".repeat(9000)
         ))
         .await,
-        400
+        414
     );
 }
 
