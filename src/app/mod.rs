@@ -45,6 +45,8 @@ use stack::Keeper;
 const UPKEEP: Duration = Duration::from_secs(5);
 /// The outbound door closes when nothing was in flight for this long: the app may still be finishing.
 const OUTBOUND_QUIET: Duration = Duration::from_secs(1);
+/// The part of `drain` that deliveries may use up, so that an app which hangs leaves the doors some.
+const CONSUMERS_SHARE: f32 = 0.75;
 /// Messages that the admin door lists.
 const MESSAGES_SHOWN: usize = 100;
 /// Connections of the side doors.
@@ -332,7 +334,7 @@ impl Sidecar {
         let deadline = Instant::now() + within;
         self.ready.draining();
         let mut clean = match &self.consumers {
-            Some(consumers) => consumers.stop(within).await,
+            Some(consumers) => consumers.stop(within.mul_f32(CONSUMERS_SHARE)).await,
             None => true,
         };
         self.drains.inbound.begin();
