@@ -1,5 +1,7 @@
 //! A reload: compile, build beside the old generation, then swap. On any error the old one goes on.
 
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +10,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Sidecar;
 use super::live::Live;
+use crate::config::FILE_BYTES_MAX;
 use crate::config::model::Config;
 use crate::telemetry::names;
 
@@ -44,12 +47,25 @@ impl Watcher {
     /// Whether the content differs from the last look. A file that can not be read has not changed: it may be in the
     /// middle of its replacement.
     pub fn changed(&mut self) -> bool {
-        let Ok(content) = std::fs::read(&self.path) else {
+        let Ok(content) = content(&self.path) else {
             return false;
         };
         let digest: [u8; 32] = Sha256::digest(&content).into();
         self.seen.replace(digest) != Some(digest)
     }
+}
+
+/// What a file holds, as far as a configuration may be long. Only a file: a pipe in its place would hold the reader, and
+/// with it every door, for ever.
+fn content(path: &Path) -> io::Result<Vec<u8>> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    let mut content = Vec::new();
+    let file = File::open(path)?;
+    file.take(FILE_BYTES_MAX as u64 + 1)
+        .read_to_end(&mut content)?;
+    Ok(content)
 }
 
 impl Sidecar {

@@ -1,6 +1,7 @@
 //! `wayside run FILE`: exit 0 after a drain, 2 for a bad configuration, 1 otherwise.
 
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -8,7 +9,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::{bad_config, complain, environment, tell};
 use crate::app::{Addresses, Sidecar, Surroundings, Watcher};
-use crate::config;
+use crate::config::{self, Diagnostic};
 use crate::lifecycle::{Signal, Signals};
 use crate::telemetry::log::{Format, Log};
 
@@ -37,39 +38,49 @@ struct Ready {
 
 /// Runs until a signal ends it.
 pub fn run(args: &Args) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime.block_on(live(args)),
+        Err(error) => failed(&error),
+    }
+}
+
+async fn live(args: &Args) -> ExitCode {
+    // Before anything that takes time: a signal during the start must not have its default action.
+    let mut signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(error) => return failed(&error),
+    };
     let loaded = match config::load(&args.file, &environment) {
         Ok(loaded) => loaded,
         Err(report) => return bad_config(&report),
     };
-    for warning in &loaded.warnings {
-        complain(&format!("warning: {warning}"));
-    }
     let log = Log::install(args.log_format, args.log_level);
+    warn(&loaded.warnings);
     let surroundings = Surroundings {
         pod_ip: environment("POD_IP").and_then(|ip| ip.parse().ok()),
         hostname: environment("HOSTNAME"),
         workers: args.workers,
     };
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => return failed(&error),
-    };
-    runtime.block_on(async {
-        match Sidecar::start(loaded.config, surroundings).await {
-            Ok(sidecar) => serve(sidecar, &args.file, &log).await,
-            Err(error) => failed(&error),
+    let mut starting = pin!(Sidecar::start(loaded.config, surroundings));
+    let started = loop {
+        tokio::select! {
+            started = &mut starting => break started,
+            signal = signals.next() => if signal == Signal::Stop {
+                tracing::info!("stopped before it was ready");
+                return ExitCode::SUCCESS;
+            },
         }
-    })
+    };
+    match started {
+        Ok(sidecar) => serve(sidecar, &args.file, &log, signals).await,
+        Err(error) => failed(&error),
+    }
 }
 
-async fn serve(sidecar: Sidecar, file: &Path, log: &Log) -> ExitCode {
-    let mut signals = match Signals::new() {
-        Ok(signals) => signals,
-        Err(error) => return failed(&error),
-    };
+async fn serve(sidecar: Sidecar, file: &Path, log: &Log, mut signals: Signals) -> ExitCode {
     let ready = Ready {
         ready: true,
         addresses: sidecar.addresses,
@@ -78,41 +89,79 @@ async fn serve(sidecar: Sidecar, file: &Path, log: &Log) -> ExitCode {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
     let mut watcher = Watcher::new(file);
     let mut look = tokio::time::interval(crate::app::LOOK);
-    loop {
+    let mut wanted = false;
+    // A stop ends a reload wherever it is: what it was about to replace is stopped all the same.
+    'serving: loop {
+        if std::mem::take(&mut wanted) {
+            let mut reloading = pin!(reload(&sidecar, file));
+            loop {
+                tokio::select! {
+                    () = &mut reloading => break,
+                    signal = signals.next() => match signal {
+                        Signal::Stop => break 'serving,
+                        Signal::Reload => wanted = true,
+                    },
+                }
+            }
+        }
         tokio::select! {
             signal = signals.next() => match signal {
                 Signal::Stop => break,
                 Signal::Reload => {
                     watcher.changed();
-                    reload(&sidecar, file).await;
+                    wanted = true;
                 }
             },
             _ = look.tick() => {
                 sidecar.count_dropped_lines(log.dropped());
-                if watcher.changed() {
-                    reload(&sidecar, file).await;
-                }
+                wanted |= watcher.changed();
             }
         }
     }
+    stop(sidecar, signals).await
+}
+
+async fn stop(sidecar: Sidecar, mut signals: Signals) -> ExitCode {
     tracing::info!("stopping");
-    if sidecar.stop().await {
-        tracing::info!("drained");
-        return ExitCode::SUCCESS;
+    let mut stopping = pin!(sidecar.stop());
+    loop {
+        tokio::select! {
+            clean = &mut stopping => {
+                if clean {
+                    tracing::info!("drained");
+                    return ExitCode::SUCCESS;
+                }
+                tracing::warn!("the drain's time was up before everything ended");
+                return ExitCode::FAILURE;
+            }
+            signal = signals.next() => if signal == Signal::Stop {
+                tracing::warn!("told twice to stop: not waiting for the drain");
+                return ExitCode::FAILURE;
+            },
+        }
     }
-    tracing::warn!("the drain's time was up before everything ended");
-    ExitCode::FAILURE
+}
+
+fn warn(warnings: &[Diagnostic]) {
+    for warning in warnings {
+        tracing::warn!(%warning, "configuration");
+    }
 }
 
 async fn reload(sidecar: &Sidecar, file: &Path) {
+    if !std::fs::metadata(file).is_ok_and(|found| found.is_file()) {
+        sidecar.count_reload("refused");
+        tracing::error!("configuration is no file that can be read; the old one goes on");
+        return;
+    }
     match config::load(file, &environment) {
         Ok(loaded) => {
-            for warning in &loaded.warnings {
-                tracing::warn!(%warning, "configuration");
-            }
+            warn(&loaded.warnings);
             match sidecar.reload(loaded.config).await {
                 Ok(result) => tracing::info!(?result, "configuration reloaded"),
-                Err(error) => tracing::error!(error, "configuration refused; the old one goes on"),
+                Err(error) => {
+                    tracing::error!(error, "configuration refused; the old one goes on");
+                }
             }
         }
         Err(report) => {

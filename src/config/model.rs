@@ -181,7 +181,7 @@ pub struct Timeouts {
 pub struct Retry {
     /// Tries in all, the first one counted: 1 to 10, default 3 for `forward`; 1 to 1000, default 5 for a subscription.
     pub attempts: u32,
-    /// Shortest and longest wait before an address is tried again, full jitter between zero and the doubling value.
+    /// Shortest and longest wait before an address is tried again; random between the shortest and a doubling value.
     pub backoff: Backoff,
     /// Statuses that are tried again for idempotent calls; default 502, 503, 504. Unused by subscriptions.
     pub statuses: Vec<u16>,

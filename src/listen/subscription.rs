@@ -10,6 +10,7 @@ use metrics::{Counter, Gauge, Histogram};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
+use super::head;
 use crate::config::model::Subscription as Rule;
 use crate::error::{Error, Kind};
 use crate::kafka::lanes::{Lane, Received};
@@ -349,8 +350,10 @@ fn read(received: &Received) -> Delivery {
         .and_then(Trace::parse)
         .unwrap_or_default();
     let dead = dead_letter::told(received);
+    let target = record.target.as_deref().map(head::target).transpose();
     Delivery {
         id: record.id,
+        target: target.map_err(|error| error.detail().to_owned()),
         record,
         body: received.value.clone(),
         dead,

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::kafka::lanes::Received;
 use crate::kafka::producer::{Ack, Outgoing, Producer, PublishError};
-use crate::kafka::record::Header;
+use crate::kafka::record::{CALL_PREFIX, CE_ID, Header, METHOD, TARGET, TRACEPARENT};
 
 const PREFIX: &str = "wayside-dead-";
 /// Why it is here, in words.
@@ -27,10 +27,17 @@ pub const ORIGIN: &str = "wayside-dead-origin";
 /// The consumer group that gave it up.
 pub const GROUP: &str = "wayside-dead-group";
 
-/// Bytes of the reason; a longer one is cut, so that a dead letter never outgrows what its origin was allowed.
+/// What was left out because the whole is too large for the broker: `headers`, or `value of N bytes`.
+pub const CUT: &str = "wayside-dead-cut";
+
+/// What a message is known by, kept when all else is cut.
+const IDENTITY: [&str; 4] = [CE_ID, TRACEPARENT, METHOD, TARGET];
+/// Bytes of one such value, or of a key; a longer one is cut too.
+const IDENTITY_MAX: usize = 1024;
+/// Bytes of the reason; a longer one is cut.
 const REASON_MAX: usize = 512;
 /// All of them.
-const TOLD: [&str; 7] = [REASON, STATUS, ATTEMPTS, FIRST, LAST, ORIGIN, GROUP];
+const TOLD: [&str; 8] = [REASON, STATUS, ATTEMPTS, FIRST, LAST, ORIGIN, GROUP, CUT];
 /// How long the broker may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -49,7 +56,18 @@ pub struct Obituary<'a> {
     pub group: &'a str,
 }
 
-/// Writes a message to the dead letters and waits for the broker's acknowledgement.
+/// What of a message has to stay behind, since with the reason it is too large for the broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    Nothing,
+    CallHeaders,
+    /// All but the message's identity: the whole lies where [`ORIGIN`] says for as long as its topic keeps it.
+    Value,
+}
+
+/// Writes a message to the dead letters and waits for the broker's acknowledgement. What is too large with its reason
+/// goes without the call's headers, or in the end without its value, and says so in [`CUT`]: a lane must not wait for
+/// ever for what can never fit.
 ///
 /// # Errors
 /// The broker's; the message is then not in the dead letters as far as anyone knows.
@@ -59,22 +77,47 @@ pub async fn send(
     received: &Received,
     obituary: &Obituary<'_>,
 ) -> Result<Ack, PublishError> {
-    let headers = headers(received, obituary);
+    for cut in [Cut::Nothing, Cut::CallHeaders] {
+        match write(producer, topic, received, (obituary, cut)).await {
+            Err(PublishError::TooLarge) => {}
+            settled => return settled,
+        }
+    }
+    write(producer, topic, received, (obituary, Cut::Value)).await
+}
+
+async fn write(
+    producer: &Producer,
+    topic: &str,
+    received: &Received,
+    (obituary, cut): (&Obituary<'_>, Cut),
+) -> Result<Ack, PublishError> {
+    let headers = headers(received, obituary, cut);
+    let key = received.key.as_deref();
+    let (key, value) = match cut {
+        Cut::Value => (key.filter(|key| key.len() <= IDENTITY_MAX), &[][..]),
+        Cut::Nothing | Cut::CallHeaders => (key, &received.value[..]),
+    };
     let outgoing = Outgoing {
         topic,
-        key: received.key.as_deref(),
-        value: &received.value,
+        key,
+        value,
         headers: &headers,
     };
     producer.publish(outgoing, Instant::now() + TIMEOUT).await
 }
 
-fn headers(received: &Received, obituary: &Obituary<'_>) -> Vec<Header> {
-    // A message that died twice tells of its last death only.
+fn headers(received: &Received, obituary: &Obituary<'_>, cut: Cut) -> Vec<Header> {
     let kept = received
         .headers
         .iter()
-        .filter(|(name, _)| !name.starts_with(PREFIX));
+        // A message that died twice tells of its last death only.
+        .filter(|(name, _)| !name.starts_with(PREFIX))
+        .filter(|(name, value)| match cut {
+            Cut::Nothing => true,
+            Cut::CallHeaders => !name.starts_with(CALL_PREFIX),
+            Cut::Value => IDENTITY.contains(&&**name) && value.len() <= IDENTITY_MAX,
+        });
     let mut headers: Vec<Header> = kept.cloned().collect();
     let mut put =
         |name: &'static str, value: String| headers.push((Cow::Borrowed(name), Bytes::from(value)));
@@ -83,22 +126,17 @@ fn headers(received: &Received, obituary: &Obituary<'_>) -> Vec<Header> {
         put(STATUS, status.to_string());
     }
     put(ATTEMPTS, obituary.attempts.to_string());
-    put(
-        FIRST,
-        humantime::format_rfc3339_millis(obituary.first).to_string(),
-    );
-    put(
-        LAST,
-        humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
-    );
-    put(
-        ORIGIN,
-        format!(
-            "{}/{}/{}",
-            received.topic, received.partition, received.offset
-        ),
-    );
+    let time = |at| humantime::format_rfc3339_millis(at).to_string();
+    put(FIRST, time(obituary.first));
+    put(LAST, time(SystemTime::now()));
+    let (topic, partition, offset) = (&received.topic, received.partition, received.offset);
+    put(ORIGIN, format!("{topic}/{partition}/{offset}"));
     put(GROUP, obituary.group.to_owned());
+    match cut {
+        Cut::Nothing => {}
+        Cut::CallHeaders => put(CUT, "headers".to_owned()),
+        Cut::Value => put(CUT, format!("value of {} bytes", received.value.len())),
+    }
     headers
 }
 

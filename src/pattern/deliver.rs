@@ -47,6 +47,8 @@ pub struct Delivery {
     pub id: Uuid,
     /// What its record says.
     pub record: Decoded,
+    /// The record's path and query in canonical form, or why that has none.
+    pub target: Result<Option<PathAndQuery>, String>,
     /// The record's value.
     pub body: Bytes,
     /// Why it was given up before, if its topic is one of dead letters.
@@ -116,24 +118,23 @@ impl Deliver {
     /// The call as it was made, or as the subscription's path says.
     async fn request(&self, delivery: &Delivery, attempt: u32) -> Result<Request, Error> {
         let record = &delivery.record;
-        let target = match (&self.path, &record.target) {
+        let target = match (&self.path, &delivery.target) {
             (Some(path), _) => path.clone(),
-            (None, Some(target)) => target.parse().map_err(|_| {
-                Error::new(
+            (None, Ok(Some(target))) => target.clone(),
+            (None, Err(reason)) => {
+                return Err(Error::new(
                     Kind::BadRequest,
-                    format!("its target `{target}` is malformed"),
-                )
-            })?,
-            (None, None) => {
+                    format!("its target is refused: {reason}"),
+                ));
+            }
+            (None, Ok(None)) => {
                 let detail = "it names no path, and `deliver.path` gives none";
                 return Err(Error::new(Kind::BadRequest, detail));
             }
         };
-        if record.method == Some(Method::CONNECT) {
-            return Err(Error::new(
-                Kind::BadRequest,
-                "its method is CONNECT, which makes a tunnel and no call",
-            ));
+        if let Some(method @ (Method::CONNECT | Method::TRACE)) = &record.method {
+            let detail = format!("its method is {method}, which no app gets");
+            return Err(Error::new(Kind::BadRequest, detail));
         }
         let mut headers = record.headers.clone();
         // It counts hops of the call as it was made; here it could only keep the delivery from the app.

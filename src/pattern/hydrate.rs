@@ -237,6 +237,10 @@ impl Hydrate {
                 "no replica of its service keeps the claim",
             )),
             StatusCode::GONE => Err(Error::new(Kind::Expired, "the claim is no longer kept")),
+            StatusCode::BAD_GATEWAY if names_damage(&body) => Err(Error::new(
+                Kind::ClaimDamaged,
+                "the service that keeps the claim finds it damaged",
+            )),
             status => {
                 let detail = format!(
                     "{} answered {} for the claim",
@@ -247,6 +251,20 @@ impl Hydrate {
             }
         }
     }
+}
+
+/// Whether an answer is the origin's own word that its copy is damaged.
+fn names_damage(body: &Result<Bytes, Error>) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Problem<'a> {
+        #[serde(borrow)]
+        r#type: &'a str,
+    }
+    let problem = body
+        .as_ref()
+        .ok()
+        .and_then(|body| serde_json::from_slice::<Problem<'_>>(body).ok());
+    problem.is_some_and(|problem| problem.r#type.ends_with(Kind::ClaimDamaged.word()))
 }
 
 /// The replica that made the record first, if its address is among the service's; then the others.

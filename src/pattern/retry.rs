@@ -64,14 +64,17 @@ pub fn decide(rule: &Retry, failure: Failure, standing: Standing, luck: f64) -> 
     }
 }
 
-/// The wait before try `made + 1`: full jitter below a value that doubles from `first` to `longest`.
+/// The wait before try `made + 1`: uniform between `first` and a ceiling that doubles from twice `first` to `longest`.
+/// Never shorter than `first`, which is what the configuration calls it, and never the same for two callers.
 pub fn wait(backoff: Backoff, made: u32, luck: f64) -> Duration {
-    let doublings = made.saturating_sub(1).min(20);
     let ceiling = backoff
         .first
-        .saturating_mul(1 << doublings)
+        .saturating_mul(1 << made.clamp(1, 20))
         .min(backoff.longest);
-    ceiling.mul_f64(luck.clamp(0.0, 1.0))
+    backoff.first
+        + ceiling
+            .saturating_sub(backoff.first)
+            .mul_f64(luck.clamp(0.0, 1.0))
 }
 
 #[cfg(test)]
@@ -144,7 +147,7 @@ mod tests {
         let reset = Failure::Error(error::Retry::NoAnswer);
         assert_eq!(
             decide(&rule(), reset, alone, 1.0),
-            Next::After(Duration::from_millis(25))
+            Next::After(Duration::from_millis(50))
         );
         let refused = Failure::Error(error::Retry::NeverSent);
         assert_eq!(
@@ -164,12 +167,12 @@ mod tests {
     }
 
     #[test]
-    fn waits_double_up_to_the_cap_with_full_jitter() {
+    fn waits_lie_between_the_first_and_a_ceiling_that_doubles_up_to_the_cap() {
         let waits: Vec<u128> = (1..=6)
             .map(|made| wait(RULE, made, 1.0).as_millis())
             .collect();
-        assert_eq!(waits, [25, 50, 100, 200, 250, 250]);
-        assert_eq!(wait(RULE, 3, 0.0), Duration::ZERO);
+        assert_eq!(waits, [50, 100, 200, 250, 250, 250]);
+        assert_eq!(wait(RULE, 3, 0.0), RULE.first);
         assert_eq!(wait(RULE, u32::MAX, 1.0), RULE.longest);
     }
 }

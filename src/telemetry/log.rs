@@ -52,6 +52,16 @@ impl Log {
         if tracing::subscriber::set_global_default(subscriber).is_err() {
             tracing::debug!("a log is installed already");
         }
+        std::panic::set_hook(Box::new(|panic| {
+            // Through the bounded queue like everything else: somebody who can cause panics could flood stderr.
+            let place = panic.location().map(ToString::to_string);
+            let what = panic.payload_as_str().unwrap_or("no message");
+            tracing::error!(
+                place,
+                what,
+                "panic: this is a defect, caught where it can be"
+            );
+        }));
         Self {
             dropped,
             _writer: guard,

@@ -43,12 +43,14 @@ async fn a_record_that_makes_no_call_goes_to_the_dead_letters_and_its_lane_goes_
     .into_iter()
     .chain(CLAIM)
     .collect();
-    let bad: [&[(&str, &str)]; 11] = [
+    let bad: [&[(&str, &str)]; 13] = [
         &[],
         &[("wayside-target", "no-slash")],
         &[("wayside-target", "http://evil/")],
         &[("wayside-target", "/a b\r\nx: y")],
         &[TARGET, ("wayside-method", "CONNECT")],
+        &[TARGET, ("wayside-method", "TRACE")],
+        &[("wayside-target", "/../../etc")],
         &[TARGET, ("wayside-claim", "AQID")],
         &[TARGET, ("wayside-claim-digest", "sha-256=:nonsense:")],
         &[TARGET, ("wayside-claim-size", "-1")],
@@ -278,4 +280,64 @@ async fn no_record_makes_the_sidecar_connect_to_a_place_that_is_not_configured()
     );
     assert_eq!(trap.connections(), 0, "and nobody else");
     assert!(receiver.stop().await);
+}
+
+#[tokio::test]
+async fn what_is_too_large_with_its_reason_leaves_its_value_behind_and_its_lane_goes_on() {
+    let (topic, grave, group) = (
+        broker::topic("too-large", 1),
+        broker::topic("too-large-dead", 1),
+        broker::unique("group"),
+    );
+    let app = App::by(|seen| match seen.body.len() {
+        2.. => Answer::status(422),
+        _ => Answer::ok(),
+    })
+    .await;
+    let address = broker::address();
+    let sidecar = Sidecar::start(&format!(
+        "
+service: billing
+app: {}
+subscriptions:
+  - {{ topic: {topic}, group: {group}, dead_letter: {grave}, hydrate: never, deliver: {{ path: /x }}, {FAST} }}
+kafka: {{ brokers: [\"{address}\"], properties: {{ message.max.bytes: \"3000\" }} }}
+",
+        app.address
+    ))
+    .await;
+    let (long, large) = ("h".repeat(1500), "v".repeat(5000));
+    let id = ("ce_id", "018f0d3c-7b1a-7000-8000-000000000001");
+    let headers = [id, ("http-x-long", &long)];
+    let by_headers = Written {
+        headers: &headers,
+        ..plain(&large[..1400])
+    };
+    let by_value = Written {
+        headers: &[id],
+        ..plain(&large)
+    };
+    broker::write(&topic, &[by_headers, by_value, plain("x")]);
+    let seen = calls(&app, 3).await;
+    assert_eq!(seen[2].body, "x", "the lane goes on");
+    let dead = topic::read(&address, &grave, 2).await;
+    let told = |at: usize, name: &str| dead[at].header(name);
+    assert_eq!(
+        (
+            told(0, "wayside-dead-cut"),
+            dead[0].value.as_ref().map(Vec::len)
+        ),
+        (Some("headers".to_owned()), Some(1400))
+    );
+    assert_eq!(told(0, "http-x-long"), None);
+    assert_eq!(
+        told(1, "wayside-dead-cut"),
+        Some("value of 5000 bytes".to_owned())
+    );
+    assert_eq!(told(1, "wayside-dead-origin"), Some(format!("{topic}/0/1")));
+    assert_eq!(
+        (told(1, "ce_id"), dead[1].value.clone()),
+        (Some(id.1.to_owned()), Some(Vec::new()))
+    );
+    assert!(sidecar.stop().await);
 }

@@ -5,8 +5,8 @@
 //! found by a signed id, so a torn tail is never looked at; each open begins a new segment instead of appending to it.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::io::{self, Seek as _, Write as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -74,6 +74,12 @@ impl Machine for Disk {
 
 impl Appended for File {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        // A file that somebody deleted or cut takes writes as if nothing had happened, but nobody can read them.
+        let found = self.metadata()?;
+        if found.nlink() == 0 || found.len() != self.stream_position()? {
+            let harm = "the segment was deleted or changed from outside";
+            return Err(io::Error::other(harm));
+        }
         self.write_all(bytes)
     }
 

@@ -1,6 +1,7 @@
 //! A store that is closed, damaged, full, and out of luck with its disk.
 
 use std::collections::VecDeque;
+use std::fs::OpenOptions;
 use std::sync::Mutex;
 
 use sha2::{Digest as _, Sha256};
@@ -169,6 +170,29 @@ async fn a_body_comes_back_until_it_expires() {
     assert_eq!(store.read(&claim.id, last).unwrap(), "the whole body");
     assert_eq!(kind(store.read(&claim.id, claim.expires)), Kind::Expired);
     assert_eq!(kind(store.read("nonsense", before)), Kind::Unknown);
+}
+
+#[tokio::test]
+async fn a_segment_that_somebody_deleted_or_cut_promises_nothing_more() {
+    for harm in [
+        |path: &std::path::Path| fs::remove_file(path).unwrap(),
+        |path: &std::path::Path| {
+            OpenOptions::new()
+                .write(true)
+                .open(path)
+                .unwrap()
+                .set_len(7)
+                .unwrap();
+        },
+    ] {
+        let folder = folder();
+        let store = open(&folder);
+        keep(&store, "before").await.unwrap();
+        harm(&segments(&folder)[0]);
+        assert_eq!(kind(keep(&store, "meanwhile").await), Kind::ClaimStore);
+        let after = keep(&store, "after").await.unwrap();
+        assert_eq!(store.fetch(&after.id).await.unwrap(), "after");
+    }
 }
 
 #[tokio::test]

@@ -241,7 +241,9 @@ pub fn travelling(headers: &HeaderMap, rule: &HeaderRule) -> HeaderMap {
 
 fn bound_to_connection(name: &HeaderName) -> bool {
     let name = name.as_str();
+    // With `_` too: to CGI and its heirs `wayside_claim` and `wayside-claim` are one name.
     name.starts_with("wayside-")
+        || name.starts_with("wayside_")
         || matches!(
             name,
             "connection"
