@@ -6,18 +6,22 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use http::uri::PathAndQuery;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::live;
 use super::parts::{Broker, BuildError, Parts};
 use crate::config::model::{Config, Subscription as Rule};
-use crate::kafka::consumer::Consumer;
+use crate::kafka::consumer::{Consumer, StopError};
 use crate::lifecycle::{self, Workers};
 use crate::listen::subscription::Subscription;
 use crate::pattern::deliver::Deliver;
 use crate::pattern::hop::Via;
 use crate::pattern::hydrate::Hydrate;
 
+/// How long a reload waits for the consumers that it replaces.
+const HANDOVER: Duration = Duration::from_secs(2);
 /// How long a consumer that a reload replaces may take to finish what is in flight.
 const REPLACED: Duration = Duration::from_secs(10);
 
@@ -33,6 +37,8 @@ pub(super) struct Consumers {
     pub(super) claims_at: String,
     /// The groups that run now.
     pub(super) groups: Mutex<Vec<Group>>,
+    /// Those that a reload replaced and that are not gone yet.
+    pub(super) leaving: Mutex<JoinSet<Result<(), StopError>>>,
 }
 
 /// One group and the rules it was started with.
@@ -67,9 +73,32 @@ impl Consumers {
                 });
             }
         }
-        let replaced = self.swap(&wanted, started);
-        leave(replaced, REPLACED).await;
+        let mut left = Vec::new();
+        for replaced in self.swap(&wanted, started) {
+            left.push(self.let_go(replaced));
+        }
+        // Usually over at once, and then no message is delivered by an old rule any more. What an app still holds is
+        // waited for beside everything else.
+        let all_left = async {
+            for one in left {
+                drop(one.await);
+            }
+        };
+        drop(timeout(HANDOVER, all_left).await);
         Ok(())
+    }
+
+    /// Lets a replaced group finish in the background; the receiver ends with it.
+    fn let_go(&self, group: Group) -> oneshot::Receiver<()> {
+        let (done, left) = oneshot::channel();
+        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        while leaving.try_join_next().is_some() {}
+        leaving.spawn(async move {
+            let stopped = group.consumer.stop(REPLACED).await;
+            drop(done);
+            stopped
+        });
+        left
     }
 
     /// Puts what was started in place and gives back what it replaces.
@@ -88,9 +117,16 @@ impl Consumers {
     /// Finishes what is in flight, commits and leaves, all groups at once: one whose broker is slow must not use up
     /// the others' time. Says whether all of it ended `within` the time.
     pub(super) async fn stop(&self, within: Duration) -> bool {
+        let deadline = Instant::now() + within;
         let groups =
             std::mem::take(&mut *self.groups.lock().unwrap_or_else(PoisonError::into_inner));
-        leave(groups, within).await
+        let mut leaving =
+            std::mem::take(&mut *self.leaving.lock().unwrap_or_else(PoisonError::into_inner));
+        for group in groups {
+            leaving.spawn(group.consumer.stop(within));
+        }
+        let ended = timeout_at(deadline, leaving.join_all()).await;
+        ended.is_ok_and(|all| all.iter().all(Result::is_ok))
     }
 
     async fn start(
@@ -159,14 +195,6 @@ impl Consumers {
             &self.parts.metrics,
         ))
     }
-}
-
-async fn leave(groups: Vec<Group>, within: Duration) -> bool {
-    let mut leaving = JoinSet::new();
-    for group in groups {
-        leaving.spawn(group.consumer.stop(within));
-    }
-    leaving.join_all().await.iter().all(Result::is_ok)
 }
 
 /// The rules of each group, in file order.

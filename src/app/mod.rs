@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep};
 use crate::admin::{Dump, Probe, admin_handler, probe_handler};
 use crate::config::model::Config;
 use crate::lifecycle::{self, Drain, Ready, Workers};
-use crate::listen::http::Door;
+use crate::listen::http::{Door, HEAD_TIMEOUT};
 use crate::listen::tcp;
 use crate::messages::Timeline;
 use crate::pattern::hop::Via;
@@ -49,8 +49,9 @@ const OUTBOUND_QUIET: Duration = Duration::from_secs(1);
 const CONSUMERS_SHARE: f32 = 0.75;
 /// Messages that the admin door lists.
 const MESSAGES_SHOWN: usize = 100;
-/// Connections of the side doors.
-const SIDE_CONNECTIONS: usize = 64;
+/// Connections of a side door, and how long one may be silent: whoever opens many must not keep the kubelet out.
+const SIDE_CONNECTIONS: usize = 256;
+const SIDE_HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What a sidecar knows of its surroundings.
 #[derive(Debug, Clone, Default)]
@@ -283,6 +284,7 @@ impl Sidecar {
             hydrate,
             claims_at,
             groups: Mutex::default(),
+            leaving: Mutex::default(),
         };
         consumers.apply(config).await?;
         self.consumers = Some(consumers);
@@ -306,16 +308,18 @@ impl Sidecar {
     }
 
     fn accept(&self, config: &Config, listener: TcpListener, name: &'static str, handler: Handler) {
-        let (drain, connections_max) = match name {
-            "outbound" => (&self.drains.outbound, config.limits.connections),
-            "inbound" => (&self.drains.inbound, config.limits.connections),
-            _ => (&self.drains.side, SIDE_CONNECTIONS),
+        let most = config.limits.connections;
+        let (drain, connections_max, head_timeout) = match name {
+            "outbound" => (&self.drains.outbound, most, HEAD_TIMEOUT),
+            "inbound" => (&self.drains.inbound, most, HEAD_TIMEOUT),
+            _ => (&self.drains.side, SIDE_CONNECTIONS, SIDE_HEAD_TIMEOUT),
         };
         let door = Door {
             name,
             handler,
             connections_max,
             head_max: config.limits.head,
+            head_timeout,
             open: self.metrics.gauge(&names::CONNECTIONS, &[("door", name)]),
         };
         let accepting = tcp::accept(

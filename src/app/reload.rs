@@ -119,14 +119,15 @@ impl Sidecar {
         let config = Arc::new(config);
         let live = Live::build(Arc::clone(&config), &self.parts, Some(&old)).await;
         let live = live.map_err(|error| error.to_string())?;
-        // Consumers first: they are what can still fail, and the routes are then swapped in one step.
-        if let Some(consumers) = &self.consumers {
-            consumers
-                .apply(&config)
-                .await
-                .map_err(|error| error.to_string())?;
-        }
+        // Routes and services first: a new subscription may need a new service for its claims. If a consumer does not
+        // start, the old generation is put back.
         self.live.store(Arc::new(live));
+        if let Some(consumers) = &self.consumers
+            && let Err(error) = consumers.apply(&config).await
+        {
+            self.live.store(old);
+            return Err(error.to_string());
+        }
         Ok(Reloaded::Swapped)
     }
 }

@@ -5,9 +5,8 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::{BAD_CONFIG, complain, environment, tell};
+use super::{BAD_CONFIG, complain, load, tell};
 use crate::config::{self, Diagnostic};
-use crate::kafka;
 
 /// What `wayside check` takes.
 #[derive(Debug, clap::Args)]
@@ -58,23 +57,10 @@ pub fn run(args: &Args) -> ExitCode {
 
 fn check(path: &Path) -> Checked {
     let file = path.display().to_string();
-    let (mut errors, warnings, config) = match config::load(path, &environment) {
-        Ok(loaded) => (Vec::new(), loaded.warnings, Some(loaded.config)),
-        Err(report) => (report.errors, Vec::new(), None),
+    let (errors, warnings) = match load(path) {
+        Ok(loaded) => (Vec::new(), loaded.warnings),
+        Err(report) => (report.errors, Vec::new()),
     };
-    // The broker's client knows its own properties best, and asking it needs no broker.
-    if let Some(kafka) = config.and_then(|config| config.kafka)
-        && let Err(refused) = kafka::client::check(&kafka)
-    {
-        errors.extend(refused.iter().map(|error| Diagnostic {
-            file: file.clone(),
-            line: 1,
-            column: 1,
-            path: "kafka.properties".to_owned(),
-            reason: error.to_string(),
-            hint: None,
-        }));
-    }
     Checked {
         file,
         ok: errors.is_empty(),

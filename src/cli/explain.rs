@@ -8,9 +8,8 @@ use bytes::Bytes;
 use http::Method;
 use http::header::{HOST, HeaderName, HeaderValue};
 
-use super::{bad_config, complain, environment, tell};
+use super::{bad_config, complain, load, tell};
 use crate::body::Body;
-use crate::config;
 use crate::config::model::{Config, Forward, Pattern, Publish, Route, SlimRule};
 use crate::error::{Error, Kind};
 use crate::kafka::record;
@@ -48,7 +47,7 @@ pub struct Args {
 
 /// Explains one call.
 pub fn run(args: &Args) -> ExitCode {
-    let loaded = match config::load(&args.file, &environment) {
+    let loaded = match load(&args.file) {
         Ok(loaded) => loaded,
         Err(report) => return bad_config(&report),
     };

@@ -7,9 +7,9 @@ use std::process::ExitCode;
 use serde::Serialize;
 use tracing::level_filters::LevelFilter;
 
-use super::{bad_config, complain, environment, tell};
+use super::{bad_config, complain, environment, load, tell};
 use crate::app::{Addresses, Sidecar, Surroundings, Watcher};
-use crate::config::{self, Diagnostic};
+use crate::config::Diagnostic;
 use crate::lifecycle::{Signal, Signals};
 use crate::telemetry::log::{Format, Log};
 
@@ -53,7 +53,7 @@ async fn live(args: &Args) -> ExitCode {
         Ok(signals) => signals,
         Err(error) => return failed(&error),
     };
-    let loaded = match config::load(&args.file, &environment) {
+    let loaded = match load(&args.file) {
         Ok(loaded) => loaded,
         Err(report) => return bad_config(&report),
     };
@@ -154,7 +154,7 @@ async fn reload(sidecar: &Sidecar, file: &Path) {
         tracing::error!("configuration is no file that can be read; the old one goes on");
         return;
     }
-    match config::load(file, &environment) {
+    match load(file) {
         Ok(loaded) => {
             warn(&loaded.warnings);
             match sidecar.reload(loaded.config).await {

@@ -186,6 +186,11 @@ impl Producer {
         self.shared.link.is_away()
     }
 
+    /// Bytes that one record may have, headers included, as far as our client limits it.
+    pub fn record_max(&self) -> usize {
+        self.shared.record_max
+    }
+
     /// Records that wait for their acknowledgement; at most 50,000.
     pub fn waiting(&self) -> usize {
         self.shared.slots.taken()

@@ -45,6 +45,8 @@ pub struct Door {
     pub connections_max: usize,
     /// Bytes of a request's head; above it the answer is a 431, as it is above hyper's 100 headers.
     pub head_max: usize,
+    /// How long a head may take, and the silence before it.
+    pub head_timeout: Duration,
     /// Open connections.
     pub open: Gauge,
 }
@@ -61,7 +63,7 @@ impl Door {
         // `max_headers` is left at its default of 100: set, it costs an allocation a call.
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
+            .header_read_timeout(self.head_timeout)
             .max_header_size(self.head_max)
             // hyper takes no less than 8 KiB.
             .max_buf_size(self.head_max.max(8 << 10))

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, HOST};
 use http::{HeaderValue, Method, StatusCode, Version, request};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -111,11 +111,18 @@ impl Forward {
                 Ok(_) => return self.relay(tried?, &progress, permit),
                 Err(error) => Failure::Error(error.may_retry()),
             };
-            if !self
-                .repeats(failure, &mut source, &mut progress, timer.as_mut())
-                .await
-            {
+            let next = self.next(failure, &mut source, &progress);
+            if next == Next::GiveUp {
                 return self.relay(tried?, &progress, permit);
+            }
+            if let Ok(answer) = tried {
+                answer.discard();
+            }
+            if let Next::After(wait) = next {
+                // The timer is the call's own, so that a backoff needs no second one.
+                let over = Instant::now() + wait;
+                within(timer.as_mut(), over, std::future::pending::<()>()).await;
+                progress.tried.clear();
             }
         }
     }
@@ -124,6 +131,12 @@ impl Forward {
     fn prepare(&self, mut request: Request, idempotent: bool) -> Result<Source, Error> {
         let framing = hop::clean_request(&mut request, &self.via)?;
         *request.version_mut() = Version::HTTP_11;
+        if !request.headers().contains_key(HOST) {
+            // HTTP/1.0 may come without; what we send is HTTP/1.1, which may not.
+            let name = HeaderValue::from_str(&self.upstream.name);
+            let name = name.unwrap_or_else(|_| HeaderValue::from_static("app"));
+            request.headers_mut().insert(HOST, name);
+        }
         let sent = Sent::default();
         let has_body = framing != Framing::None;
         let (head, mut body) = request.into_parts();
@@ -134,7 +147,10 @@ impl Forward {
         let may_repeat = idempotent && self.retry.attempts > 1;
         let replay =
             (may_repeat && has_body).then(|| Replay::new(std::mem::take(&mut body), &self.replay));
-        let first = replay.as_ref().map_or(body, Replay::body);
+        let first = match &replay {
+            Some(replay) => replay.body().unwrap_or_default(),
+            None => body,
+        };
         let spare = may_repeat.then(|| {
             Box::new(Spare {
                 head: head.clone(),
@@ -234,17 +250,9 @@ impl Forward {
         }
     }
 
-    /// Decides whether there is another try, and waits for its turn.
-    async fn repeats(
-        &self,
-        failure: Failure,
-        source: &mut Source,
-        progress: &mut Progress,
-        timer: Pin<&mut Sleep>,
-    ) -> bool {
-        if source.ready.is_none() && !source.is_repeatable() {
-            return false;
-        }
+    /// Decides whether there is another try. If so, its request is made at once: from then on no earlier try can read
+    /// the caller's body past what is kept of it.
+    fn next(&self, failure: Failure, source: &mut Source, progress: &Progress) -> Next {
         let untried_left = matches!(self.upstream.pick(&progress.tried), Ok(Some(_)));
         let standing = Standing {
             made: progress.made,
@@ -252,22 +260,17 @@ impl Forward {
             untried_left,
             left: progress.deadline.saturating_duration_since(Instant::now()),
         };
-        let next = retry::decide(&self.retry, failure, standing, fastrand::f64());
         let reason = match failure {
             Failure::Error(error::Retry::NeverSent) => RetryReason::NeverSent,
             Failure::Error(_) => RetryReason::NoAnswer,
             Failure::Status(_) => RetryReason::Status,
         };
-        if next == Next::GiveUp || standing.left.is_zero() || !self.upstream.may_repeat(reason) {
-            return false;
+        match retry::decide(&self.retry, failure, standing, fastrand::f64()) {
+            Next::GiveUp => Next::GiveUp,
+            _ if standing.left.is_zero() || !source.renew() => Next::GiveUp,
+            _ if !self.upstream.may_repeat(reason) => Next::GiveUp,
+            next => next,
         }
-        if let Next::After(wait) = next {
-            // The timer is the call's own, so that a backoff needs no second one.
-            let _always_late =
-                within(timer, Instant::now() + wait, std::future::pending::<()>()).await;
-            progress.tried.clear();
-        }
-        true
     }
 
     /// Sends the answer back, holding what the call holds until its last byte.
@@ -311,21 +314,36 @@ impl Forward {
 impl Source {
     /// The request for the next try.
     fn take(&mut self) -> Result<Request, Error> {
-        if let Some(request) = self.ready.take() {
-            return Ok(request);
-        }
-        let spare = self
-            .spare
-            .as_ref()
-            .ok_or_else(|| Error::new(Kind::Internal, "a call has nothing left to send"))?;
-        let body = spare.body.as_ref().map_or_else(Body::empty, Replay::body);
-        Ok(Request::from_parts(spare.head.clone(), body))
+        self.ready
+            .take()
+            .ok_or_else(|| Error::new(Kind::Internal, "a call has nothing left to send"))
     }
 
-    fn is_repeatable(&self) -> bool {
-        self.spare
-            .as_ref()
-            .is_some_and(|spare| spare.body.as_ref().is_none_or(Replay::is_repeatable))
+    /// Makes the request of a further try ready; `false` if the call can not be sent again as it was.
+    fn renew(&mut self) -> bool {
+        if self.ready.is_none() {
+            self.ready = self.again();
+        }
+        self.ready.is_some()
+    }
+
+    fn again(&self) -> Option<Request> {
+        let spare = self.spare.as_ref()?;
+        let body = match &spare.body {
+            Some(replay) => replay.body()?,
+            None => Body::empty(),
+        };
+        Some(Request::from_parts(spare.head.clone(), body))
+    }
+}
+
+impl Answer {
+    /// Lets an answer go that is not passed on. Its connection serves again if nothing more comes on it.
+    fn discard(self) {
+        if self.response.body().is_end_stream() && self.sent.as_ref().is_none_or(Sent::is_complete)
+        {
+            self.connection.release();
+        }
     }
 }
 

@@ -147,20 +147,24 @@ impl Hydrate {
             );
             return Err(Error::new(Kind::ClaimDamaged, detail));
         }
-        if reference.origin == self.service
-            && let Ok(body) = self.claims.fetch(&reference.claim).await
-        {
-            return verified(body, reference);
+        let mut last = None;
+        if reference.origin == self.service {
+            match self.claims.fetch(&reference.claim).await {
+                Ok(body) => return verified(body, reference),
+                Err(error) => last = Some(error),
+            }
         }
         let deadline = Instant::now() + FETCH;
-        let upstream = (self.services)(&reference.origin).ok_or_else(|| {
-            let detail = format!(
-                "the claim is kept by `{}`, which `services` does not name",
-                reference.origin
-            );
-            Error::new(Kind::Unresolved, detail)
-        })?;
-        let mut last = None;
+        let Some(upstream) = (self.services)(&reference.origin) else {
+            // Our own claim, and no replicas of ours are named: what our own store said is the answer.
+            return Err(last.unwrap_or_else(|| {
+                let detail = format!(
+                    "the claim is kept by `{}`, which `services` does not name",
+                    reference.origin
+                );
+                Error::new(Kind::Unresolved, detail)
+            }));
+        };
         for endpoint in in_order(&upstream, &reference.instance) {
             match self.ask(&upstream, &endpoint, reference, deadline).await {
                 Ok(body) => return verified(body, reference),

@@ -9,6 +9,7 @@ pub mod hydrate;
 pub mod key;
 mod paced;
 pub mod publish;
+mod refusals;
 mod relay;
 mod replay;
 pub mod retry;

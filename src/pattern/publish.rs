@@ -13,6 +13,7 @@ use metrics::{Counter, Histogram};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
+use super::refusals::Refusals;
 use super::slim::Plan;
 use crate::body::Body;
 use crate::claims::{Claim, Stores};
@@ -52,6 +53,7 @@ pub struct Publish {
     plan: Plan,
     claim: Option<(ClaimIndex, Survives)>,
     sender: Arc<Sender>,
+    refusals: Refusals,
     meters: Meters,
 }
 
@@ -98,6 +100,7 @@ impl Publish {
                 .as_ref()
                 .map(|slim| (slim.claim, survives.unwrap_or(Survives::Pod))),
             sender: Arc::clone(sender),
+            refusals: Refusals::default(),
             meters: Meters {
                 replicated: metrics.counter(
                     &names::PUBLISHED,
@@ -154,7 +157,9 @@ impl Publish {
             .sender
             .producer
             .publish(outgoing, sent + self.timeout)
-            .await?;
+            .await
+            .map_err(Error::from)
+            .inspect_err(|error| self.refusals.note(error, draft.value.len()))?;
         self.meters.seconds.record(sent.elapsed());
         self.meters.bytes.increment(draft.value.len() as u64);
         self.meters.slimmed.increment(draft.saved as u64);
@@ -194,10 +199,14 @@ impl Publish {
                 saved: 0,
             });
         };
+        // Otherwise the bodies of refused calls would fill the store.
         if self.sender.producer.is_away() {
-            // Otherwise the bodies of refused calls would fill the store.
             return Err(PublishError::BrokerAway.into());
         }
+        if cut.body.len() > self.sender.producer.record_max() {
+            return Err(PublishError::TooLarge.into());
+        }
+        self.refusals.check(cut.body.len())?;
         let saved = body.len().saturating_sub(cut.body.len());
         let claim = self.sender.claims.keep(store, body, cut.digest).await?;
         Ok(Draft {

@@ -82,6 +82,12 @@ impl HttpBody for Relay {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let mut this = self.project();
+        // Looked at for each frame: a caller that reads slowly always finds one ready, and the timer is never polled.
+        if Instant::now() >= this.limits.deadline {
+            let error = Error::new(Kind::Deadline, "the answer's body took too long");
+            tracing::warn!(%error, "an answer was cut short");
+            return Poll::Ready(Some(Err(error)));
+        }
         match this.incoming.as_mut().poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 *this.waiting = false;

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::body::Body;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 
 /// Bytes that all calls together may keep.
 #[derive(Debug)]
@@ -55,6 +55,8 @@ struct Kept {
     overgrown: bool,
     /// The source failed: a second try would fail in the same way.
     broken: bool,
+    /// The number of the one try that may read.
+    current: u32,
 }
 
 impl Replay {
@@ -68,6 +70,7 @@ impl Replay {
             bytes: 0,
             overgrown: false,
             broken: false,
+            current: 0,
         };
         Self {
             shared: Arc::new(Mutex::new(kept)),
@@ -75,19 +78,20 @@ impl Replay {
         }
     }
 
-    /// Whether a further try would send the same bytes.
-    pub(super) fn is_repeatable(&self) -> bool {
-        let kept = self.lock();
-        !kept.overgrown && !kept.broken
-    }
-
-    /// The body for one try, from the beginning.
-    pub(super) fn body(&self) -> Body {
-        Body::boxed(Try {
+    /// The body for one try, from the beginning; `None` once the beginning is no longer kept. From then on the bodies of
+    /// earlier tries read nothing more: two readers would share the rest between them.
+    pub(super) fn body(&self) -> Option<Body> {
+        let mut kept = self.lock();
+        if kept.overgrown || kept.broken {
+            return None;
+        }
+        kept.current += 1;
+        Some(Body::boxed(Try {
             shared: Arc::clone(&self.shared),
+            number: kept.current,
             next: 0,
             hint: self.hint,
-        })
+        }))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
@@ -147,6 +151,7 @@ impl Drop for Kept {
 
 struct Try {
     shared: Arc<Mutex<Kept>>,
+    number: u32,
     next: usize,
     hint: SizeHint,
 }
@@ -161,6 +166,10 @@ impl HttpBody for Try {
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let shared = Arc::clone(&self.shared);
         let mut kept = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.current != self.number {
+            let superseded = Error::new(Kind::Reset, "a later try has the body now");
+            return Poll::Ready(Some(Err(superseded)));
+        }
         kept.poll(&mut self.next, cx)
     }
 
@@ -207,22 +216,56 @@ mod tests {
     async fn a_second_try_reads_the_same_bytes_even_if_the_first_stopped_midway() {
         let budget = ReplayBudget::new(100, 100);
         let replay = Replay::new(Body::boxed(Frames(vec!["ab", "cd", "ef"])), &budget);
-        let mut first = replay.body();
+        let mut first = replay.body().expect("nothing is lost yet");
         first.frame().await.expect("a frame").expect("a good one");
         drop(first);
-        assert!(replay.is_repeatable());
-        assert_eq!(replay.body().read(100).await.expect("whole"), "abcdef");
-        assert_eq!(replay.body().read(100).await.expect("whole"), "abcdef");
+        assert_eq!(
+            replay
+                .body()
+                .expect("it is kept")
+                .read(100)
+                .await
+                .expect("whole"),
+            "abcdef"
+        );
+        assert_eq!(
+            replay
+                .body()
+                .expect("it is kept")
+                .read(100)
+                .await
+                .expect("whole"),
+            "abcdef"
+        );
         drop(replay);
         assert_eq!(budget.used.load(Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn an_earlier_try_reads_nothing_more_once_a_later_one_has_begun() {
+        let budget = ReplayBudget::new(100, 100);
+        let replay = Replay::new(Body::boxed(Frames(vec!["ab", "cd", "ef"])), &budget);
+        let mut first = replay.body().expect("nothing is lost yet");
+        first.frame().await.expect("a frame").expect("a good one");
+        let second = replay.body().expect("it is kept");
+        assert!(first.frame().await.expect("a frame").is_err());
+        assert_eq!(second.read(100).await.expect("whole"), "abcdef");
     }
 
     #[tokio::test]
     async fn a_body_over_the_bound_streams_on_and_is_not_repeatable() {
         for budget in [ReplayBudget::new(3, 100), ReplayBudget::new(100, 3)] {
             let replay = Replay::new(Body::boxed(Frames(vec!["ab", "cd", "ef"])), &budget);
-            assert_eq!(replay.body().read(100).await.expect("whole"), "abcdef");
-            assert!(!replay.is_repeatable());
+            assert_eq!(
+                replay
+                    .body()
+                    .expect("it is kept")
+                    .read(100)
+                    .await
+                    .expect("whole"),
+                "abcdef"
+            );
+            assert!(replay.body().is_none(), "its beginning is gone");
             assert_eq!(budget.used.load(Relaxed), 0);
         }
     }

@@ -469,6 +469,7 @@ async fn served(handler: Handler, mut caller: impl AsyncFnMut(&mut Wire)) -> Dur
         handler,
         connections_max: 1,
         head_max: 64 << 10,
+        head_timeout: HEAD_TIMEOUT,
         open: Gauge::noop(),
     };
     let started = Instant::now();

@@ -14,6 +14,7 @@
 )]
 mod support;
 
+mod again;
 mod config;
 mod doors;
 mod event;

@@ -10,7 +10,7 @@ use crate::config::patterns::parse_path;
 use crate::config::read::{At, Map, all};
 use crate::config::words::{DELIVER, SUBSCRIPTION};
 
-/// Subscriptions of one file, at most; each has a consumer of its own.
+/// Subscriptions of one file, at most; those of one group share a consumer.
 const SUBSCRIPTIONS_MAX: usize = 256;
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 const CONCURRENCY_DEFAULT: usize = 64;
