@@ -267,8 +267,9 @@ impl Forward {
         };
         match retry::decide(&self.retry, failure, standing, fastrand::f64()) {
             Next::GiveUp => Next::GiveUp,
-            _ if standing.left.is_zero() || !source.renew() => Next::GiveUp,
-            _ if !self.upstream.may_repeat(reason) => Next::GiveUp,
+            _ if standing.left.is_zero() || !self.upstream.may_repeat(reason) => Next::GiveUp,
+            // Last, for it cuts the earlier try off from the body: nothing may be passed on of that one any more.
+            _ if !source.renew() => Next::GiveUp,
             next => next,
         }
     }
