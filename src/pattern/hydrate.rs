@@ -24,7 +24,7 @@ use crate::telemetry::metrics::{Metrics, Outcomes};
 use crate::telemetry::names;
 use crate::upstream::{Endpoint, Upstream};
 
-/// How long one claim may take, all addresses together.
+/// How long one claim may take, all addresses together; each has a share of it to begin its answer.
 const FETCH: Duration = Duration::from_secs(5);
 /// How long a connection for it may take.
 const CONNECT: Duration = Duration::from_secs(1);
@@ -165,8 +165,10 @@ impl Hydrate {
                 Error::new(Kind::Unresolved, detail)
             }));
         };
-        for endpoint in in_order(&upstream, &reference.instance) {
-            match self.ask(&upstream, &endpoint, reference, deadline).await {
+        let endpoints = in_order(&upstream, &reference.instance);
+        for (asked, endpoint) in endpoints.iter().enumerate() {
+            let limits = Limits::shared(deadline, endpoints.len() - asked);
+            match self.ask(&upstream, endpoint, reference, limits).await {
                 Ok(body) => return verified(body, reference),
                 // Another replica's claim, or a replica that is away: the next one may have it.
                 Err(error) => last = Some(worse(last, error)),
@@ -193,7 +195,7 @@ impl Hydrate {
         upstream: &Upstream,
         endpoint: &Arc<Endpoint>,
         reference: &Reference,
-        deadline: Instant,
+        limits: Limits,
     ) -> Result<Bytes, Error> {
         let mut request = Request::new(Body::empty());
         *request.method_mut() = Method::GET;
@@ -203,16 +205,10 @@ impl Hydrate {
         if let Ok(host) = HeaderValue::from_str(&reference.origin) {
             request.headers_mut().insert(HOST, host);
         }
-        let slow = |_| {
-            Error::new(Kind::Deadline, "the claim did not come in time")
-                .retry(error::Retry::NoAnswer)
-        };
-        let mut connection = upstream
-            .connection(endpoint, deadline.min(Instant::now() + CONNECT))
-            .await?;
-        let answer = timeout_at(deadline, connection.send(request))
+        let mut connection = upstream.connection(endpoint, limits.connect()?).await?;
+        let answer = timeout_at(limits.head, connection.send(request))
             .await
-            .map_err(slow)?;
+            .map_err(|_| slow())?;
         let answer = match answer {
             Ok(answer) => answer,
             Err(failed) => {
@@ -220,17 +216,17 @@ impl Hydrate {
                     return Err(failed.error);
                 };
                 connection = upstream
-                    .fresh_connection(endpoint, deadline.min(Instant::now() + CONNECT))
+                    .fresh_connection(endpoint, limits.connect()?)
                     .await?;
-                let again = timeout_at(deadline, connection.send(*request))
+                let again = timeout_at(limits.head, connection.send(*request))
                     .await
-                    .map_err(slow)?;
+                    .map_err(|_| slow())?;
                 again.map_err(|failed| failed.error)?
             }
         };
         let status = answer.status();
         let body = Body::incoming(answer.into_body()).read(self.max);
-        let body = timeout_at(deadline, body).await.map_err(slow)?;
+        let body = timeout_at(limits.whole, body).await.map_err(|_| slow())?;
         connection.release();
         match status {
             StatusCode::OK => {
@@ -255,6 +251,43 @@ impl Hydrate {
             }
         }
     }
+}
+
+/// Until when one address may keep us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Limits {
+    /// Its answer must have begun.
+    head: Instant,
+    /// Its answer must be complete. Whoever answers with a claim is the one that has it, so it gets the others' time.
+    whole: Instant,
+}
+
+impl Limits {
+    /// The next address's fair share of the time up to `whole`, with `left` addresses still to ask: one that is silent
+    /// must not keep the others from being asked.
+    fn shared(whole: Instant, left: usize) -> Self {
+        let now = Instant::now();
+        let addresses = u32::try_from(left.max(1)).unwrap_or(u32::MAX);
+        let share = whole.saturating_duration_since(now) / addresses;
+        let head = now + share;
+        Self { head, whole }
+    }
+
+    /// Until when a connection must be there.
+    ///
+    /// # Errors
+    /// [`Kind::Deadline`] if the time is up already: an address that was not tried is not one that is away.
+    fn connect(self) -> Result<Instant, Error> {
+        let now = Instant::now();
+        if now >= self.head {
+            return Err(slow());
+        }
+        Ok(self.head.min(now + CONNECT))
+    }
+}
+
+fn slow() -> Error {
+    Error::new(Kind::Deadline, "the claim did not come in time").retry(error::Retry::NoAnswer)
 }
 
 /// Whether an answer is the origin's own word that its copy is damaged.
@@ -310,4 +343,30 @@ pub fn document(status: StatusCode, body: Bytes, whole: Option<(&str, &str)>) ->
         }
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn each_address_has_its_share_of_what_the_earlier_ones_left() {
+        let deadline = Instant::now() + Duration::from_secs(6);
+        let head = |left| Limits::shared(deadline, left).head - Instant::now();
+        assert_eq!(head(3), Duration::from_secs(2));
+        // The first refused after a second.
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(head(2), Duration::from_millis(2_500));
+        assert_eq!(head(1), Duration::from_secs(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_nobody_had_time_to_try_is_not_called_unreachable() {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let limits = Limits::shared(deadline, 1);
+        assert_eq!(limits.connect().unwrap(), Instant::now() + CONNECT);
+        tokio::time::advance(Duration::from_secs(5)).await;
+        let limits = Limits::shared(deadline, 1);
+        assert_eq!(limits.connect().unwrap_err().kind(), Kind::Deadline);
+    }
 }

@@ -513,6 +513,38 @@ async fn a_replica_that_does_not_keep_the_claim_sends_us_to_the_next() {
 }
 
 #[tokio::test]
+async fn a_replica_that_hangs_leaves_time_to_ask_the_one_that_keeps_the_claim() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let topic = broker::topic("hangs", 1);
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let first = Origin::at(&topic, "keep: [/id]", (folder.path(), "1h"), any).await;
+    first.publish(WHOLE).await;
+    assert!(first.sidecar.stop().await);
+    // At another address, which is asked after the one that hangs.
+    let last = SocketAddr::from(([127, 0, 0, 2], 0));
+    let origin = Origin::at(&topic, "keep: [/id]", (folder.path(), "1h"), last).await;
+    let hanging = App::by(|_| Answer::hang()).await;
+    let (app, keeps) = (App::agreeable().await, origin.sidecar.inbound());
+    let services = format!(
+        "orders: {{ addresses: [\"{}\", \"{keeps}\"] }}",
+        hanging.address
+    );
+    let rule = format!(
+        "topic: {topic}, group: {}, hydrate: eager",
+        broker::unique("g")
+    );
+    let receiver = receiving(app.address, &services, &[rule]).await;
+    let seen = calls(&app, 1).await.remove(0);
+    assert_eq!((&seen.body[..], hanging.count()), (WHOLE.as_bytes(), 1));
+    let missed = [
+        &*format!("subscription=\"{topic}\""),
+        "verdict=\"not-delivered\"",
+    ];
+    assert_eq!(receiver.metric("wayside_deliveries_total", &missed), 0.0);
+    assert!(receiver.stop().await);
+}
+
+#[tokio::test]
 async fn a_body_that_is_not_json_or_too_large_keeps_no_claim() {
     let origin = Origin::start("keep: [/id]", "1h").await;
     for body in ["", "{", "[1,", "plain"] {
