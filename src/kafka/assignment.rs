@@ -3,7 +3,6 @@
 //! All of it runs on the consumer's thread, inside its polls of the common queue.
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -14,18 +13,22 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+use rdkafka::message::{BorrowedMessage, Headers, Message as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::time::Instant;
 
 use super::client::Reporter;
 use super::lanes::{Counters, Feed, Lane, Received, Waker, lane};
-use super::record::header_name;
+use super::record::{Header, header_name};
+use crate::lifecycle;
 
 /// How long a revoked partition waits for what is in flight.
 const SETTLE_MAX: Duration = Duration::from_secs(5);
 /// Records moved from one partition before the next has its turn.
 const TURN: usize = 64;
+/// Headers of one record that may have an unreadable name before the rest of its headers is left out unread: finding
+/// out costs an unwinding each.
+const UNREADABLE_MAX: usize = 16;
 
 /// What the consumer's owner and its thread share.
 #[derive(Default)]
@@ -97,7 +100,7 @@ impl Partition {
                 self.ready.store(true, Ordering::Release);
                 return moved > 0;
             }
-            let record = match self.take(group) {
+            let record = match self.take() {
                 Some(Ok(record)) => record,
                 Some(Err(error)) => {
                     group.reporter.warn(&self.topic, &error.to_string());
@@ -120,12 +123,12 @@ impl Partition {
         true
     }
 
-    fn take(&mut self, group: &Group) -> Option<KafkaResult<Received>> {
+    fn take(&mut self) -> Option<KafkaResult<Received>> {
         if let Some(record) = self.stash.pop_front() {
             return Some(Ok(record));
         }
         let message = self.queue.as_ref()?.poll(Duration::ZERO)?;
-        Some(message.map(|message| copy(&message, &self.topic, &group.control.counters)))
+        Some(message.map(|message| copy(&message, &self.topic)))
     }
 
     pub(super) fn store(&mut self, native: &Native) {
@@ -286,11 +289,7 @@ pub(super) fn finish(native: &Native, gone: &[Partition], lost: bool) {
 }
 
 /// Copies a record out of the native client's memory into one buffer: what is held would hold a whole fetch.
-pub(super) fn copy(
-    message: &BorrowedMessage<'_>,
-    topic: &Arc<str>,
-    counters: &Counters,
-) -> Received {
+pub(super) fn copy(message: &BorrowedMessage<'_>, topic: &Arc<str>) -> Received {
     let (key, value) = (message.key(), message.payload().unwrap_or_default());
     let mut buffer = BytesMut::with_capacity(key.map_or(0, <[u8]>::len) + value.len());
     let mut take = |bytes: &[u8]| {
@@ -299,24 +298,7 @@ pub(super) fn copy(
     };
     let key = key.map(&mut take);
     let value = take(value);
-    let mut headers = Vec::new();
-    if let Some(native) = message.headers() {
-        headers.reserve(native.count());
-        for index in 0..native.count() {
-            // The wrapper panics on a name that is not UTF-8, and anyone may write one.
-            let header = catch_unwind(AssertUnwindSafe(|| native.try_get(index)));
-            match header {
-                Ok(Some(header)) => {
-                    let value = header.value.map_or_else(Bytes::new, Bytes::copy_from_slice);
-                    headers.push((header_name(header.key), value));
-                }
-                Ok(None) => {}
-                Err(_) => {
-                    counters.headers_dropped.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-        }
-    }
+    let (headers, unread) = message.headers().map(copy_headers).unwrap_or_default();
     Received {
         topic: Arc::clone(topic),
         partition: message.partition(),
@@ -324,6 +306,82 @@ pub(super) fn copy(
         key,
         value,
         headers,
+        unread,
         timestamp_ms: message.timestamp().to_millis(),
+    }
+}
+
+/// Copies headers, and counts those that were left out.
+fn copy_headers<H: Headers>(native: &H) -> (Vec<Header>, usize) {
+    let count = native.count();
+    let mut headers = Vec::with_capacity(count);
+    let mut unread = 0;
+    for index in 0..count {
+        if unread == UNREADABLE_MAX {
+            return (headers, unread + count - index);
+        }
+        // The wrapper panics on a name that is not UTF-8, gives no other way to ask, and anyone may write one.
+        match lifecycle::tolerate(|| native.try_get(index)) {
+            Some(Some(header)) => {
+                let value = header.value.map_or_else(Bytes::new, Bytes::copy_from_slice);
+                headers.push((header_name(header.key), value));
+            }
+            Some(None) => {}
+            None => unread += 1,
+        }
+    }
+    (headers, unread)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// Headers as the native client has them: a name may be any bytes, and asking for one that is no text panics.
+    struct Native {
+        names: Vec<&'static [u8]>,
+        panics: Cell<usize>,
+    }
+
+    impl Headers for Native {
+        fn count(&self) -> usize {
+            self.names.len()
+        }
+
+        fn try_get(&self, index: usize) -> Option<rdkafka::message::Header<'_, &[u8]>> {
+            let key = std::str::from_utf8(self.names.get(index)?);
+            self.panics
+                .set(self.panics.get() + usize::from(key.is_err()));
+            assert!(lifecycle::is_tolerated(), "the log would call it a defect");
+            let (key, value) = (key.unwrap(), Some(&b"value"[..]));
+            Some(rdkafka::message::Header { key, value })
+        }
+    }
+
+    fn copied(names: Vec<&'static [u8]>) -> (Vec<String>, usize, usize) {
+        let panics = Cell::default();
+        let native = Native { names, panics };
+        let (headers, unread) = copy_headers(&native);
+        let names = headers.into_iter().map(|(name, _)| name.into_owned());
+        (names.collect(), unread, native.panics.get())
+    }
+
+    #[test]
+    fn a_header_whose_name_is_no_text_is_left_out_and_the_others_stay() {
+        let (names, unread, _) = copied(vec![b"a", b"\xff", b"ce_id"]);
+        assert_eq!(names, ["a", "ce_id"]);
+        assert_eq!(unread, 1);
+    }
+
+    #[test]
+    fn a_record_full_of_such_names_is_not_searched_to_its_end() {
+        let mut names: Vec<&[u8]> = vec![b"\xff"; 80_000];
+        names[0] = b"first";
+        names.push(b"last");
+        let (names, unread, panics) = copied(names);
+        assert_eq!(names, ["first"]);
+        assert_eq!((unread, panics), (80_000, UNREADABLE_MAX));
     }
 }

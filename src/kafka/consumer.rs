@@ -72,8 +72,6 @@ pub struct Snapshot {
     pub done: u64,
     /// Verdicts that came after their partition had been taken away.
     pub stale: u64,
-    /// Headers dropped since their names are not UTF-8.
-    pub headers_dropped: u64,
 }
 
 impl Consumer {
@@ -123,7 +121,6 @@ impl Consumer {
             received: counters.received.load(Ordering::Relaxed),
             done: counters.done.load(Ordering::Relaxed),
             stale: counters.stale.load(Ordering::Relaxed),
-            headers_dropped: counters.headers_dropped.load(Ordering::Relaxed),
             ..Snapshot::default()
         };
         for partition in &*self.control.partitions() {
@@ -298,7 +295,7 @@ impl Worker {
             .context()
             .reporter
             .warn("consumer", "a record came by the common queue");
-        let record = copy(message, &partition.topic, &self.control.counters);
+        let record = copy(message, &partition.topic);
         partition.stash.push_back(record);
         partition.ready.store(true, Ordering::Release);
     }

@@ -36,6 +36,8 @@ pub struct Received {
     pub value: Bytes,
     /// The headers, in order, each with a name in UTF-8.
     pub headers: Vec<Header>,
+    /// How many headers are not among them, since their names are not UTF-8 or stand behind many that are not.
+    pub unread: usize,
     /// When it was made or written, in milliseconds since 1970.
     pub timestamp_ms: Option<i64>,
 }
@@ -116,8 +118,6 @@ pub(super) struct Counters {
     pub(super) done: AtomicU64,
     /// Verdicts that came after their lane had ended.
     pub(super) stale: AtomicU64,
-    /// Headers that were dropped since their names are not UTF-8.
-    pub(super) headers_dropped: AtomicU64,
 }
 
 /// Wakes the consumer's thread.
@@ -351,6 +351,7 @@ mod tests {
             key: None,
             value: Bytes::from(vec![0; bytes]),
             headers: Vec::new(),
+            unread: 0,
             timestamp_ms: None,
         }
     }

@@ -10,6 +10,7 @@ pub use ready::{Ready, Reason};
 pub use signals::{Signal, Signals};
 pub use workers::{Workers, shard};
 
+use std::cell::Cell;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -58,6 +59,27 @@ impl<F: Future> Future for Catch<F> {
     }
 }
 
+thread_local! {
+    /// Whether a panic on this thread is no defect of ours just now.
+    static TOLERATED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs a library's code that panics on what others wrote: `None` if it did. The log says nothing of such a panic, since
+/// whoever causes one could cause any number.
+///
+/// Unwinding costs microseconds, so a caller bounds how often it happens.
+pub fn tolerate<T>(work: impl FnOnce() -> T) -> Option<T> {
+    TOLERATED.set(true);
+    let done = catch_unwind(AssertUnwindSafe(work));
+    TOLERATED.set(false);
+    done.ok()
+}
+
+/// Whether the panic at hand is one that [`tolerate`] waits for.
+pub fn is_tolerated() -> bool {
+    TOLERATED.get()
+}
+
 fn message(panic: &(dyn std::any::Any + Send)) -> String {
     match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
         (Some(text), _) => (*text).to_owned(),
@@ -74,5 +96,18 @@ mod tests {
     async fn a_panic_comes_back_as_its_message() {
         let caught = catch(async { panic!("boom {}", 7) }).await;
         assert_eq!(caught, Err("boom 7".to_owned()));
+    }
+
+    #[test]
+    fn a_panic_is_tolerated_only_where_one_is_waited_for() {
+        let inside = std::sync::atomic::AtomicBool::new(false);
+        let done: Option<()> = tolerate(|| {
+            inside.store(is_tolerated(), std::sync::atomic::Ordering::Relaxed);
+            panic!("not our fault");
+        });
+        assert_eq!((done, inside.into_inner()), (None, true));
+        assert!(!is_tolerated(), "also after a panic");
+        assert_eq!(tolerate(|| 7), Some(7));
+        assert!(!is_tolerated());
     }
 }

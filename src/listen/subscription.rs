@@ -53,6 +53,7 @@ struct Meters {
     dropped: Counter,
     not_delivered: Counter,
     panics: Counter,
+    unread: Counter,
 }
 
 /// Counts one thing while it lasts.
@@ -108,6 +109,7 @@ impl Subscription {
                 dropped: verdict("drop"),
                 not_delivered: verdict("not-delivered"),
                 panics: metrics.counter(&names::PANICS, &[]),
+                unread: metrics.counter(&names::HEADERS_UNREAD, &labels),
             },
             rule: rule.clone(),
             deliver,
@@ -136,6 +138,13 @@ impl Subscription {
     async fn message(&self, lane: &Lane, received: &Received) -> Ending {
         let _unfinished = Counted::new(&self.meters.unfinished);
         let delivery = read(received);
+        if received.unread > 0 {
+            self.meters.unread.increment(received.unread as u64);
+            tracing::warn!(
+                id = %delivery.id, topic = self.rule.topic, headers = received.unread, trace = delivery.trace.id(),
+                "headers of a record were left out: their names are not UTF-8"
+            );
+        }
         let first = SystemTime::now();
         let (mut made, mut missed) = (0_u32, 0_u32);
         loop {

@@ -53,6 +53,9 @@ impl Log {
             tracing::debug!("a log is installed already");
         }
         std::panic::set_hook(Box::new(|panic| {
+            if crate::lifecycle::is_tolerated() {
+                return;
+            }
             // Through the bounded queue like everything else: somebody who can cause panics could flood stderr.
             let place = panic.location().map(ToString::to_string);
             let what = panic.payload_as_str().unwrap_or("no message");

@@ -56,6 +56,8 @@ names! {
     LANES = "wayside_lanes", "lanes that are open";
     /// Label: `subscription`.
     UNFINISHED = "wayside_messages_unfinished", "messages that wait for their final verdict, the first of each lane";
+    /// Label: `subscription`.
+    HEADERS_UNREAD = "wayside_record_headers_unread_total", "headers of records left out since their names are not UTF-8";
     /// Labels: `mode` (`lazy`, `eager`), `outcome` (`whole`, `fields`, `unchanged`, or the word of the refusal).
     HYDRATIONS = "wayside_hydrations_total", "claims asked for";
     /// Label: `store`.
