@@ -112,21 +112,26 @@ impl Hydrate {
         let fields = slim::fields_of(query.unwrap_or(""))?;
         let digest = digest_text(&reference.digest);
         let tag = format!("\"{digest}\"");
-        let same = |line: &HeaderValue| {
-            line.to_str()
-                .is_ok_and(|line| line.contains(&tag) || line == "*")
+        let asked = |of: &dyn Fn(&str) -> bool| {
+            let mut lines = headers.get_all(IF_NONE_MATCH).iter();
+            lines.any(|line| line.to_str().is_ok_and(of))
         };
-        if fields.is_none() && headers.get_all(IF_NONE_MATCH).iter().any(same) {
-            // The digest names the bytes, so nothing needs to be fetched to know that they are the same.
+        let unchanged = || {
             self.unchanged.increment(1);
-            return Ok(document(
-                StatusCode::NOT_MODIFIED,
-                Bytes::new(),
-                Some((&tag, &digest)),
-            ));
+            let same = Some((&*tag, &*digest));
+            Ok(document(StatusCode::NOT_MODIFIED, Bytes::new(), same))
+        };
+        if fields.is_none() && asked(&|line| line.contains(&tag)) {
+            if reference.expires <= SystemTime::now() {
+                return Err(Error::new(Kind::Expired, "the claim is no longer kept"));
+            }
+            // The digest names the bytes, so nothing needs to be fetched to know that they are the same.
+            return unchanged();
         }
         let whole = self.fetch(&reference).await?;
         match fields {
+            // It asks whether there is any such claim (RFC 9110 section 13.1.2), which only now is known.
+            None if asked(&|line| line.trim() == "*") => unchanged(),
             None => {
                 self.whole.increment(1);
                 Ok(document(StatusCode::OK, whole, Some((&tag, &digest))))

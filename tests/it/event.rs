@@ -8,6 +8,7 @@ use base64::Engine as _;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
+use wayside::claims::Reference;
 
 use crate::support::app::{Answer, App, Seen};
 use crate::support::broker;
@@ -348,8 +349,13 @@ async fn fetch_by_need(receiver: &Sidecar, path: &str) {
         json!({ "customer": { "name": "Müller" }, "lines": [{ "sku": "a", "n": 1.0 }, { "sku": "b" }] })
     );
     assert_eq!(fetch("?fields=lines").await.status, 400, "not a pointer");
-    for garbage in ["garbage", "AQID", &"A".repeat(3000)] {
+    let (_, reference) = path.rsplit_once('/').expect("a path");
+    let mut forged = Reference::decode(reference).expect("ours");
+    forged.claim = forged.claim.chars().rev().collect();
+    let forged = forged.encode().expect("its form is sound");
+    for garbage in ["garbage", "AQID", &"A".repeat(3000), &forged] {
         let reply = get("127.0.0.1", &format!("/.wayside/claims/{garbage}"))
+            .header("if-none-match", "*")
             .send(receiver.outbound())
             .await;
         assert_eq!(reply.status, 404, "{garbage}");
@@ -383,6 +389,12 @@ async fn an_expired_claim_is_a_410_for_the_app_and_a_dead_letter_for_an_eager_su
     };
     let reply = eventually("the claim is gone", LONG, gone).await;
     assert_eq!(reply.json()["type"], "urn:wayside:problem:expired");
+    // Who still has the body learns of it too.
+    for line in ["*", &*format!("\"{}\"", digest(WHOLE))] {
+        let asked = get("127.0.0.1", &path).header("if-none-match", line);
+        let reply = asked.send(receiver.outbound()).await;
+        assert_eq!(reply.status, 410, "{line}");
+    }
     let record = topic::read(&broker::address(), &grave, 1).await.remove(0);
     assert!(
         record
