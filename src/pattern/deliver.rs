@@ -132,10 +132,7 @@ impl Deliver {
                 return Err(Error::new(Kind::BadRequest, detail));
             }
         };
-        if let Some(method @ (Method::CONNECT | Method::TRACE)) = &record.method {
-            let detail = format!("its method is {method}, which no app gets");
-            return Err(Error::new(Kind::BadRequest, detail));
-        }
+        let method = self.method(record)?;
         let mut headers = record.headers.clone();
         // It counts hops of the call as it was made; here it could only keep the delivery from the app.
         headers.remove(MAX_FORWARDS);
@@ -154,21 +151,26 @@ impl Deliver {
             delivery.trace.header().clone(),
         );
         let mut request = Request::new(Body::full(body));
-        // Any other record is delivered the way events are.
-        *request.method_mut() = match &self.path {
-            Some(_) => record
-                .method
-                .clone()
-                .filter(takes_body)
-                .unwrap_or(Method::POST),
-            None => record.method.clone().unwrap_or(Method::POST),
-        };
+        *request.method_mut() = method;
         *request.uri_mut() = Uri::from(target);
         *request.headers_mut() = headers;
         request.headers_mut().extend(delivery.dead.clone());
         // Ours go in last, so that no record can forge them.
         self.sign(delivery, attempt, request.headers_mut())?;
         Ok(request)
+    }
+
+    /// The call's own method. A record without one, or without one that suits a path for every message, is delivered the
+    /// way events are.
+    fn method(&self, record: &Decoded) -> Result<Method, Error> {
+        match (&self.path, record.method.clone()) {
+            (Some(_), method) => Ok(method.filter(takes_body).unwrap_or(Method::POST)),
+            (None, Some(method @ (Method::CONNECT | Method::TRACE))) => {
+                let detail = format!("its method is {method}, which no app gets");
+                Err(Error::new(Kind::BadRequest, detail))
+            }
+            (None, method) => Ok(method.unwrap_or(Method::POST)),
+        }
     }
 
     /// The slim body, or the whole one for an eager subscription.

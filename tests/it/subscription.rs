@@ -181,6 +181,11 @@ async fn records_that_others_made_arrive_at_the_path_of_the_subscription() {
     let rule = format!("topic: {topic}, group: {group}, deliver: {{ path: /events/in }}");
     let sidecar = subscribed(app.address, &[rule]).await;
     let structured = r#"{"specversion":"1.0","id":"e-1","source":"/s","type":"t","data":{}}"#;
+    const ELSEWHERE: (&str, &str) = ("wayside-target", "/elsewhere");
+    let by = |value, headers| Written {
+        headers,
+        ..plain(value)
+    };
     let written = [
         plain(r#"{"plain":true}"#),
         Written {
@@ -204,10 +209,9 @@ async fn records_that_others_made_arrive_at_the_path_of_the_subscription() {
             key: Some("tombstone"),
             ..Written::default()
         },
-        Written {
-            headers: &[("wayside-method", "GET"), ("wayside-target", "/elsewhere")],
-            ..plain("ours")
-        },
+        by("ours", &[("wayside-method", "GET"), ELSEWHERE]),
+        by("tunnel", &[("wayside-method", "CONNECT"), ELSEWHERE]),
+        by("echo", &[("wayside-method", "TRACE")]),
     ];
     broker::write(&topic, &written);
     let seen = calls(&app, written.len()).await;
@@ -223,7 +227,15 @@ async fn records_that_others_made_arrive_at_the_path_of_the_subscription() {
     }
     assert_eq!(
         bodies(&seen),
-        [r#"{"plain":true}"#, structured, "binary", "", "ours"]
+        [
+            r#"{"plain":true}"#,
+            structured,
+            "binary",
+            "",
+            "ours",
+            "tunnel",
+            "echo"
+        ]
     );
     assert_eq!(seen[0].header("content-type"), None);
     assert_eq!(
