@@ -152,13 +152,15 @@ pub(super) fn parse_header(text: &str) -> Result<HeaderName, Invalid> {
 pub(super) fn parse_kept_header(text: &str) -> Result<HeaderName, Invalid> {
     let name = parse_header(text)?;
     let word = name.as_str();
-    let ours = word.starts_with("wayside-") || word.starts_with("ce_") || word.starts_with("ce-");
+    // `_` counts as `-`, as it does where headers are chosen for a record.
+    let folded = word.replace('_', "-");
+    let ours = folded.starts_with("wayside-") || folded.starts_with("ce-");
     if ours {
         return Err(Invalid::new(format!(
             "`{word}` cannot be kept: the name is reserved for Wayside itself"
         )));
     }
-    if NEVER_TRAVEL.contains(&word) || word.starts_with("proxy-") {
+    if NEVER_TRAVEL.contains(&word) || folded.starts_with("proxy-") {
         return Err(Invalid::new(format!(
             "`{word}` cannot be kept: it is about one connection, not about the message"
         )));
@@ -214,6 +216,8 @@ mod tests {
             "wayside-claim",
             "ce_id",
             "proxy-authorization",
+            "proxy_authorization",
+            "wayside_claim",
         ] {
             assert!(parse_kept_header(bad).is_err(), "{bad}");
         }

@@ -240,12 +240,9 @@ pub fn travelling(headers: &HeaderMap, rule: &HeaderRule) -> HeaderMap {
 }
 
 fn bound_to_connection(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    // With `_` too: to CGI and its heirs `wayside_claim` and `wayside-claim` are one name.
-    name.starts_with("wayside-")
-        || name.starts_with("wayside_")
+    begins(name, "wayside-")
         || matches!(
-            name,
+            name.as_str(),
             "connection"
                 | "content-length"
                 | "content-type"
@@ -262,10 +259,21 @@ fn bound_to_connection(name: &HeaderName) -> bool {
 }
 
 fn speaks_for_caller(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    matches!(name, "authorization" | "cookie" | "forwarded")
-        || name.starts_with("proxy-")
-        || name.starts_with("x-forwarded-")
+    matches!(name.as_str(), "authorization" | "cookie" | "forwarded")
+        || begins(name, "proxy-")
+        || begins(name, "x-forwarded-")
+}
+
+/// With `_` for `-` too: to CGI and its heirs `x_forwarded_for` and `x-forwarded-for` are one name.
+fn begins(name: &HeaderName, prefix: &str) -> bool {
+    let mut bytes = name.as_str().bytes();
+    let same = |wanted| {
+        bytes
+            .next()
+            .map(|byte| if byte == b'_' { b'-' } else { byte })
+            == Some(wanted)
+    };
+    prefix.bytes().all(same)
 }
 
 /// Headers that many calls carry, so that their prefixed names need no allocation.
