@@ -66,8 +66,7 @@ pub fn run(args: &Args) -> ExitCode {
 }
 
 fn obey(broker: &Embedded) {
-    for line in std::io::stdin().lock().lines() {
-        let Ok(line) = line else { return };
+    for line in lines(std::io::stdin().lock()) {
         let done = match line.trim() {
             "down" => broker.down().map(|()| serde_json::json!({ "down": true })),
             "up" => broker.up().map(|()| serde_json::json!({ "up": true })),
@@ -80,5 +79,22 @@ fn obey(broker: &Embedded) {
             Ok(answer) => tell(&answer.to_string()),
             Err(error) => complain(&format!("wayside: {error}")),
         }
+    }
+}
+
+/// Every line up to the end. One that is not text is as wrong as any other, but no end.
+fn lines(input: impl BufRead) -> impl Iterator<Item = String> {
+    let lines = input.split(b'\n').map_while(Result::ok);
+    lines.map(|line| String::from_utf8_lossy(&line).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_is_no_text_does_not_end_the_orders() {
+        let found: Vec<_> = lines(&b"down\n\xff\nup"[..]).collect();
+        assert_eq!(found, ["down", "\u{fffd}", "up"]);
     }
 }
