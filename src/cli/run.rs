@@ -27,6 +27,9 @@ pub struct Args {
     /// Worker threads; by default as many as the CPU quota allows
     #[arg(long)]
     workers: Option<usize>,
+    /// End at once when stdin ends, and so with whoever started it, however that ends
+    #[arg(long, hide = true)]
+    tied: bool,
 }
 
 #[derive(Serialize)]
@@ -42,9 +45,31 @@ pub fn run(args: &Args) -> ExitCode {
         .enable_all()
         .build()
     {
-        Ok(runtime) => runtime.block_on(live(args)),
+        Ok(runtime) => runtime.block_on(async {
+            tokio::select! {
+                code = live(args) => code,
+                () = alone(args.tied) => ExitCode::FAILURE,
+            }
+        }),
         Err(error) => failed(&error),
     }
+}
+
+/// Resolves when stdin has ended, if that is to end us. Nothing but a pipe tells of a parent that was killed.
+async fn alone(tied: bool) {
+    if !tied {
+        return std::future::pending().await;
+    }
+    let (parent, mut ended) = tokio::sync::mpsc::channel::<()>(1);
+    // A thread of its own: a read of stdin cannot be given up, and the runtime would wait for it at its end.
+    std::thread::spawn(move || {
+        drop(std::io::copy(
+            &mut std::io::stdin().lock(),
+            &mut std::io::sink(),
+        ));
+        drop(parent);
+    });
+    ended.recv().await;
 }
 
 async fn live(args: &Args) -> ExitCode {

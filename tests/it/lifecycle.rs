@@ -1,5 +1,6 @@
 //! From ready to gone: nothing in flight is lost, nothing new is taken, and `drain` bounds it all.
 
+use std::process::Command;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -10,6 +11,7 @@ use crate::forward::{in_front_of, yaml};
 use crate::support::app::{Answer, App};
 use crate::support::client::{get, post};
 use crate::support::eventually::eventually;
+use crate::support::process::Process;
 use crate::support::raw::{Wire, field, status};
 use crate::support::sidecar::Sidecar;
 
@@ -203,4 +205,57 @@ async fn an_answer_given_while_draining_says_that_its_connection_closes() {
         (Some("close"), &b"whole"[..])
     );
     assert!(stopping.await.expect("no panic"));
+}
+
+/// Processes, each with its command line. What is left of them is killed, should the test fail.
+struct Children(Vec<(String, Vec<u8>)>);
+
+impl Children {
+    fn alive(&self) -> impl Iterator<Item = &str> {
+        let alive = |(id, command): &&(String, Vec<u8>)| command_line(id) == *command;
+        self.0.iter().filter(alive).map(|(id, _)| &**id)
+    }
+}
+
+impl Drop for Children {
+    fn drop(&mut self) {
+        for id in self.alive() {
+            drop(Command::new("kill").args(["-9", id]).status());
+        }
+    }
+}
+
+/// The children that a process has now; Linux alone tells of them.
+fn children(parent: u32) -> Vec<(String, Vec<u8>)> {
+    let list = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
+    let list = list.unwrap_or_default();
+    let ids = list.split_whitespace().map(str::to_owned);
+    ids.map(|id| (id.clone(), command_line(&id))).collect()
+}
+
+/// Empty once the process has ended.
+fn command_line(id: &str) -> Vec<u8> {
+    std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_demo_that_is_killed_leaves_no_sidecar_behind() {
+    if !cfg!(target_os = "linux") {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wayside"));
+    // The demo's own folder is in there too, since nobody else would remove it.
+    command.arg("demo").env("TMPDIR", folder.path());
+    let mut demo = Process::start("demo", &mut command, folder.path());
+    let some = async || {
+        let children = children(demo.pid());
+        let runs =
+            |(_, command): &(String, Vec<u8>)| command.windows(5).any(|word| word == b"\0run\0");
+        (children.iter().filter(|one| runs(one)).count() >= 3).then(|| Children(children))
+    };
+    let children = eventually("the demo has sidecars", 4 * SOON, some).await;
+    demo.kill();
+    let none = async || (children.alive().count() == 0).then_some(());
+    eventually("they end with it", SOON, none).await;
 }

@@ -161,7 +161,9 @@ impl Sidecar {
         let file = file
             .to_str()
             .ok_or_else(|| Trouble::new("the temporary folder is not UTF-8"))?;
-        let arguments = ["run", file, "--log-format", "json", "--log-level", "warn"];
+        let log = ["--log-format", "json", "--log-level", "warn"];
+        // Should the demo be killed, no drop of ours runs.
+        let arguments = [&["run", file, "--tied"], &log[..]].concat();
         let mut process = Process::start(&format!("the sidecar of {name}"), &arguments, tails)?;
         let doors = process.answer("waiting until it is ready").await?;
         Ok(Self { doors, process })
