@@ -171,7 +171,10 @@ pub(super) struct Sealed {
 }
 
 impl Sealed {
-    /// All segments that an earlier run left in a folder.
+    /// All segments that an earlier run left in a folder. What is no file of its own only has the name of one.
+    ///
+    /// # Errors
+    /// The folder or a segment in it cannot be read; the segment is named.
     pub(super) fn find(folder: &Path, ttl: Duration) -> io::Result<Vec<Self>> {
         let mut found = Vec::new();
         for entry in fs::read_dir(folder)? {
@@ -180,25 +183,41 @@ impl Sealed {
             let Some(number) = number(&path) else {
                 continue;
             };
-            let metadata = entry.metadata()?;
-            let ends = match read_ends(&path, number)? {
+            if !entry.file_type()?.is_file() {
+                let path = path.display();
+                tracing::warn!(%path, "not a file but named as a claim segment; it is left alone");
+                continue;
+            }
+            found.push(Self::look(&path, number, ttl)?);
+        }
+        Ok(found)
+    }
+
+    /// Looks at one segment.
+    ///
+    /// # Errors
+    /// It cannot be read; it is named.
+    pub(super) fn look(path: &Path, number: u64, ttl: Duration) -> io::Result<Self> {
+        let look = || {
+            let metadata = fs::metadata(path)?;
+            let ends = match read_ends(path, number)? {
                 Some(ends) => ends,
                 // Without a header it has served its time once nothing can have been written to it for that long.
                 None => {
-                    let written = metadata
-                        .modified()?
-                        .duration_since(UNIX_EPOCH)
-                        .unwrap_or_default();
+                    let written = metadata.modified()?;
+                    let written = written.duration_since(UNIX_EPOCH).unwrap_or_default();
                     tracing::warn!(segment = number, "claim segment with a damaged header");
                     (written + ttl).as_secs() + 2
                 }
             };
-            found.push(Self {
+            Ok(Self {
                 number,
                 len: metadata.len(),
                 ends,
-            });
-        }
-        Ok(found)
+            })
+        };
+        let named =
+            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        look().map_err(named)
     }
 }

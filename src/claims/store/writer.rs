@@ -46,7 +46,8 @@ pub(super) struct Writer {
     machine: Box<dyn Machine>,
     sealed: Vec<Sealed>,
     open: Option<Open>,
-    last: u64,
+    /// The lowest number that a new segment may have.
+    next: u64,
     buffer: Vec<u8>,
 }
 
@@ -64,17 +65,18 @@ struct Open {
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, machine: Box<dyn Machine>, sealed: Vec<Sealed>) -> Self {
-        let last = sealed
+        // Numbers are milliseconds: one that has no successor was not given by a store.
+        let next = sealed
             .iter()
-            .map(|segment| segment.number)
+            .filter_map(|segment| segment.number.checked_add(1))
             .max()
-            .unwrap_or(0);
+            .unwrap_or(1);
         Self {
             shared,
             machine,
             sealed,
             open: None,
-            last,
+            next,
             buffer: Vec::new(),
         }
     }
@@ -169,10 +171,12 @@ impl Writer {
     fn begin(&mut self, now: SystemTime) -> io::Result<()> {
         // Never a number that was used before, even if all older segments are gone: their ids may still be about.
         let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let number = (self.last + 1).max(since.as_millis() as u64);
+        let number = self.next.max(since.as_millis() as u64);
+        let spent = || io::Error::other("the claim folder has no number left for a segment");
+        let next = number.checked_add(1).ok_or_else(spent)?;
         let full = now + (self.shared.ttl / 8).max(Duration::from_secs(1));
         let ends = seconds(full + self.shared.ttl) + 2;
-        self.last = number;
+        self.next = next;
         let path = segment::path(&self.shared.folder, number);
         let file = self.machine.create(&path)?;
         let len = HEADER_LEN as u64;
