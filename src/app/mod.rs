@@ -331,28 +331,43 @@ impl Sidecar {
         lifecycle::spawn(&Handle::current(), "accept", accepting);
     }
 
-    /// Takes everything down in order, within the configured `drain`: consumers, inbound, outbound, producer. Says
-    /// whether all of it ended in time.
-    pub async fn stop(self) -> bool {
+    /// Takes everything down in order, within the configured `drain`: consumers, inbound, outbound, producer. Names
+    /// what did not end in its time: nothing, after a clean drain.
+    pub async fn stop(self) -> Vec<&'static str> {
         let within = self.live.load().config.drain;
         let deadline = Instant::now() + within;
         self.ready.draining();
-        let mut clean = match &self.consumers {
-            Some(consumers) => consumers.stop(within.mul_f32(CONSUMERS_SHARE)).await,
-            None => true,
+        let mut left = Vec::new();
+        let mut note = |ended: bool, what| {
+            if !ended {
+                left.push(what);
+            }
         };
+        if let Some(consumers) = &self.consumers {
+            let ended = consumers.stop(within.mul_f32(CONSUMERS_SHARE)).await;
+            note(ended, "consumers");
+        }
         self.drains.inbound.begin();
-        clean &= self.drains.inbound.finished(deadline).await;
+        note(
+            self.drains.inbound.finished(deadline).await,
+            "inbound calls",
+        );
         self.wait_for_quiet(deadline).await;
         self.drains.outbound.begin();
-        clean &= self.drains.outbound.finished(deadline).await;
+        note(
+            self.drains.outbound.finished(deadline).await,
+            "outbound calls",
+        );
         if let Some(broker) = &self.parts.broker {
-            clean &= broker.sender.producer.flush(deadline).await;
+            note(
+                broker.sender.producer.flush(deadline).await,
+                "records on their way",
+            );
         }
         self.drains.side.begin();
         let side_deadline = deadline.max(Instant::now() + Duration::from_millis(200));
         self.drains.side.finished(side_deadline).await;
-        clean
+        left
     }
 
     /// Waits until the outbound door had nothing in flight for a while. Calls shorter than the time between two looks

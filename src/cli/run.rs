@@ -151,12 +151,12 @@ async fn stop(sidecar: Sidecar, mut signals: Signals) -> ExitCode {
     let mut stopping = pin!(sidecar.stop());
     loop {
         tokio::select! {
-            clean = &mut stopping => {
-                if clean {
+            left = &mut stopping => {
+                if left.is_empty() {
                     tracing::info!("drained");
                     return ExitCode::SUCCESS;
                 }
-                tracing::warn!("the drain's time was up before everything ended");
+                tracing::warn!(left = left.join(", "), "stopped with something that had not ended in its time");
                 return ExitCode::FAILURE;
             }
             signal = signals.next() => if signal == Signal::Stop {

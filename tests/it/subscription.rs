@@ -414,3 +414,15 @@ kafka: embedded
     );
     assert!(sidecar.stop().await);
 }
+
+#[tokio::test]
+async fn a_stop_with_a_delivery_that_hangs_names_the_consumers_and_nothing_else() {
+    let (topic, group) = (broker::topic("hanging", 1), broker::unique("group"));
+    let app = App::by(|_| Answer::hang()).await;
+    let rule = format!("topic: {topic}, group: {group}, deliver: {{ path: /h }}");
+    let yaml = yaml(&broker::address(), app.address, &[rule]).replace("drain: 8s", "drain: 4s");
+    let sidecar = Sidecar::start(&yaml).await;
+    broker::write(&topic, &[plain("hangs")]);
+    calls(&app, 1).await;
+    assert_eq!(sidecar.stop_saying().await, ["consumers"]);
+}

@@ -79,6 +79,11 @@ impl Sidecar {
 
     /// Drains it and says whether everything ended in time.
     pub(crate) async fn stop(self) -> bool {
+        self.stop_saying().await.is_empty()
+    }
+
+    /// Drains it and names what did not end in its time.
+    pub(crate) async fn stop_saying(self) -> Vec<&'static str> {
         self.running.stop().await
     }
 }
