@@ -287,6 +287,25 @@ fn a_body_without_fields_is_refused_if_a_rule_looks_into_it() {
 }
 
 #[test]
+fn what_is_wrong_inside_a_string_is_told_with_its_place_in_the_body() {
+    let rule = SlimRule::Drop(pointers(&["/x"]));
+    let in_a_name = slim(&rule, "{\n \"a\": 1,\n  \"b\\ud800\": 2}").expect_err("lone surrogate");
+    assert_eq!(
+        in_a_name.detail(),
+        "the body is not JSON: unexpected end of hex escape at line 3 column 11"
+    );
+    let key = KeyRule::Body(pointer("/a"));
+    let plan = Plan::new(Some(&key), KeyMissing::Refuse, None);
+    let in_a_key = Bytes::from_static(b"{\n\n  \"a\": \"\\ud800\"}");
+    let refused = plan.apply(&in_a_key).expect_err("lone surrogate");
+    assert!(
+        refused.detail().ends_with(" at line 3 column 16"),
+        "{}",
+        refused.detail()
+    );
+}
+
+#[test]
 fn depth_is_limited_where_it_is_walked_and_costs_nothing_where_it_is_skipped() {
     let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
     let rule = |depth: usize| SlimRule::Drop(pointers(&["/0".repeat(depth).as_str()]));

@@ -226,7 +226,7 @@ impl<'t> DeserializeSeed<'t> for Value<'_, 't, '_> {
             _ => {
                 let raw = walk.raw(<&RawValue>::deserialize(deserializer)?);
                 if node.is_some_and(|node| node.key) {
-                    walk.key = scalar(raw).map_err(D::Error::custom)?;
+                    walk.key = scalar(raw).map_err(|cause| D::Error::custom(bare(&cause)))?;
                 }
                 match (emit, walk.mode) {
                     // A pointer that leads into a scalar names nothing: `drop` drops nothing, `keep` keeps nothing.
@@ -265,6 +265,13 @@ fn unquoted(raw: &str) -> Result<Cow<'_, str>, serde_json::Error> {
     }
 }
 
+/// What is wrong with a part of the body, without the place in that part: whoever parses the body puts its own there.
+fn bare(cause: &serde_json::Error) -> String {
+    let mut text = cause.to_string();
+    text.truncate(text.rfind(" at line ").unwrap_or(text.len()));
+    text
+}
+
 /// Reads an object that a pointer leads into.
 struct Object<'w, 't, 'n> {
     walk: &'w mut Walk<'t>,
@@ -286,7 +293,7 @@ impl<'t> Visitor<'t> for Object<'_, 't, '_> {
         let mut members = 0_usize;
         while let Some(name) = map.next_key::<&'t RawValue>()? {
             let quoted = walk.raw(name);
-            let name = unquoted(quoted).map_err(A::Error::custom)?;
+            let name = unquoted(quoted).map_err(|cause| A::Error::custom(bare(&cause)))?;
             let child = node.member(&name);
             if emit != Emit::Select {
                 map.next_value_seed(Value {
