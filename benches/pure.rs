@@ -35,7 +35,10 @@ fn routing(c: &mut Criterion) {
     }
     let config = compiled(&yaml);
     let table = Table::new(&config.outbound.expect("it has routes").routes);
+    let headers = http::HeaderMap::new();
     let facts = Facts {
+        query: "",
+        headers: &headers,
         host: "h9".into(),
         method: &Method::GET,
         path: "/p/7",

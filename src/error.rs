@@ -99,16 +99,24 @@ kinds! {
     CallerTimeout = "caller-timeout", REQUEST_TIMEOUT, Caller;
     /// The caller's body broke off.
     CallerGone = "caller-gone", BAD_REQUEST, Caller;
+    /// The caller closed its connection before there was an answer; it never reads this.
+    CallerLeft = "caller-left", BAD_REQUEST, Caller;
     /// The body is not JSON although the route needs it to be.
     NotJson = "not-json", BAD_REQUEST, Caller;
     /// The call lacks the key that its route asks for.
     KeyMissing = "key-missing", BAD_REQUEST, Caller;
     /// As many calls in flight as the door may have, or a queue is full.
     Overloaded = "overloaded", SERVICE_UNAVAILABLE, Us;
+    /// A route or a service has had as many calls as its rate allows.
+    RateLimited = "rate-limited", TOO_MANY_REQUESTS, Us;
+    /// The caller may not make this call.
+    NotAllowed = "not-allowed", FORBIDDEN, Caller;
     /// The service has no address at the moment.
     Unresolved = "destination-unresolved", SERVICE_UNAVAILABLE, Peer;
     /// No address took the connection.
     Unreachable = "destination-unreachable", SERVICE_UNAVAILABLE, Peer;
+    /// The service is not who it should be, or does not take us for who we are.
+    TlsFailed = "tls-failed", SERVICE_UNAVAILABLE, Peer;
     /// The connection broke before an answer began.
     Reset = "connection-reset", BAD_GATEWAY, Peer;
     /// The answer is not HTTP.

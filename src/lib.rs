@@ -21,3 +21,4 @@ pub mod error;
 pub mod lifecycle;
 pub mod service;
 pub mod telemetry;
+pub mod tls;

@@ -4,16 +4,18 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::time::Duration;
 
 use metrics::{Gauge, Histogram};
 use tokio::time::Instant;
 use tower::util::BoxCloneSyncService;
 
 use crate::body::Body;
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::telemetry::metrics::{Metrics, Outcomes};
 use crate::telemetry::names;
 use crate::telemetry::trace::Trace;
+use crate::tls::Peer;
 
 /// A request whose body streams.
 pub type Request = http::Request<Body>;
@@ -33,6 +35,42 @@ pub struct Call {
     pub request: Request,
     /// Its place among the calls in flight, given back when the answer's last byte is out.
     pub permit: Option<Permit>,
+    /// Who calls, if the connection is one of TLS.
+    pub peer: Option<Arc<Peer>>,
+    /// Ends the caller's connection where nothing else can.
+    pub leash: Option<Arc<Leash>>,
+}
+
+/// Until when the caller of one connection has to take its answer. The answer's own timer stands still while the caller
+/// does not read, since nobody asks it for the next frame; the connection's timer runs on.
+#[derive(Debug)]
+pub struct Leash {
+    born: Instant,
+    /// Milliseconds after `born`; 0 for no end.
+    until: AtomicU64,
+}
+
+impl Leash {
+    /// Starts without an end.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            born: Instant::now(),
+            until: AtomicU64::new(0),
+        })
+    }
+
+    /// Sets the end of the answer that is sent now.
+    pub fn until(&self, deadline: Instant) {
+        let millis = deadline.saturating_duration_since(self.born).as_millis();
+        let millis = u64::try_from(millis).unwrap_or(u64::MAX);
+        self.until.store(millis.max(1), Relaxed);
+    }
+
+    /// The end, if there is one.
+    pub fn end(&self) -> Option<Instant> {
+        let millis = self.until.load(Relaxed);
+        (millis > 0).then(|| self.born + Duration::from_millis(millis))
+    }
 }
 
 impl Call {
@@ -44,6 +82,8 @@ impl Call {
             trace,
             request,
             permit: None,
+            peer: None,
+            leash: None,
         }
     }
 }
@@ -55,6 +95,39 @@ pub struct Outcome {
     pub result: Result<Response, Error>,
     /// The meters of the route that took it.
     pub meters: Arc<Meters>,
+}
+
+/// Counts a call whose caller left before there was an answer: dropped before [`Attended::over`], it says so.
+pub struct Attended {
+    meters: Arc<Meters>,
+    trace: Trace,
+    over: bool,
+}
+
+impl Attended {
+    /// Begins.
+    pub fn new(meters: &Arc<Meters>, trace: &Trace) -> Self {
+        Self {
+            meters: Arc::clone(meters),
+            trace: trace.clone(),
+            over: false,
+        }
+    }
+
+    /// The call has an outcome, which is counted elsewhere.
+    pub fn over(mut self) {
+        self.over = true;
+    }
+}
+
+impl Drop for Attended {
+    fn drop(&mut self) {
+        if !self.over {
+            self.meters.outcomes.refused(Kind::CallerLeft);
+            let (route, trace) = (&self.meters.route, self.trace.id());
+            tracing::debug!(route, trace, "the caller left before there was an answer");
+        }
+    }
 }
 
 /// One place among the calls in flight.

@@ -55,7 +55,9 @@ pub fn admin_handler(dump: Arc<Dump>) -> Handler {
         let dump = Arc::clone(&dump);
         async move {
             let (method, path) = asked(&call);
-            let answer = match is_local(call.request.headers()) {
+            // An absolute-form target would stand above the Host that is looked at.
+            let origin_form = call.request.uri().authority().is_none();
+            let answer = match origin_form && is_local(call.request.headers()) {
                 true => dump.answer(&method, &path).await,
                 false => Err(Error::new(
                     Kind::BadRequest,
@@ -124,7 +126,7 @@ async fn is_up(address: &Address) -> bool {
 }
 
 fn is_local(headers: &HeaderMap) -> bool {
-    if headers.contains_key(ORIGIN) {
+    if headers.contains_key(ORIGIN) || headers.get_all(HOST).iter().count() != 1 {
         return false;
     }
     let host = headers

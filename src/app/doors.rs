@@ -4,22 +4,29 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::header::ACCEPT;
+use http::{HeaderMap, Method, StatusCode};
 use uuid::Uuid;
 
 use super::live::Live;
 use crate::claims::Stores;
+use crate::config::model::Allow;
 use crate::error::{Error, Kind};
 use crate::listen::head;
 use crate::messages::{Lookup, Timelines};
 use crate::pattern::forward::Forward;
 use crate::pattern::hydrate::{Hydrate, document};
 use crate::reply::headers::RESERVED;
-use crate::service::{Call, Meters, Outcome, Response};
+use crate::reply::peers;
+use crate::route::{is_wanted, takes_method, takes_path};
+use crate::service::{Attended, Call, Meters, Outcome, Response};
+use crate::tls::Peer;
+use crate::upstream::Changes;
 
 /// The door of the app's own calls.
 pub(super) struct OutboundDoor {
     pub(super) live: Arc<ArcSwap<Live>>,
+    pub(super) changes: Changes,
     pub(super) hydrate: Arc<Hydrate>,
     pub(super) timelines: Arc<Timelines>,
     pub(super) unrouted: Arc<Meters>,
@@ -29,6 +36,8 @@ pub(super) struct OutboundDoor {
 /// The door of other sidecars' calls.
 pub(super) struct InboundDoor {
     pub(super) app: Option<Forward>,
+    /// Who may call the app; `None` lets everyone.
+    pub(super) allow: Option<Vec<Allow>>,
     pub(super) claims: Arc<Stores>,
     pub(super) meters: Arc<Meters>,
     pub(super) reserved: Arc<Meters>,
@@ -64,10 +73,36 @@ impl OutboundDoor {
                     .await
             }
             ("messages", id) => self.timeline(id),
+            ("services", "") => Ok(self.services(&parts.headers)),
             _ => Err(Error::new(
                 Kind::NotFound,
-                "below /.wayside/ there are claims/{id} and messages/{id}",
+                "below /.wayside/ there are claims/{id}, messages/{id} and services",
             )),
+        }
+    }
+
+    /// Which peers are up: a list, or a stream of what changes for whoever asks for one.
+    fn services(&self, headers: &HeaderMap) -> Response {
+        let live = Arc::clone(&self.live);
+        let states = move || {
+            let live = live.load();
+            let mut states: Vec<_> = live
+                .services
+                .values()
+                .flat_map(|upstream| upstream.states())
+                .collect();
+            states.sort_unstable_by(|one, other| {
+                (&one.service, &one.address).cmp(&(&other.service, &other.address))
+            });
+            states
+        };
+        let streams = headers
+            .get(ACCEPT)
+            .and_then(|accept| accept.to_str().ok())
+            .is_some_and(|accept| accept.contains("text/event-stream"));
+        match streams {
+            true => peers::stream(self.changes.listen(), states),
+            false => peers::list(&states()),
         }
     }
 
@@ -108,17 +143,47 @@ impl InboundDoor {
                 meters: Arc::clone(&self.reserved),
             };
         }
-        let result = match &self.app {
-            Some(app) => app.call(call).await,
-            None => Err(Error::new(
+        let attended = Attended::new(&self.meters, &call.trace);
+        let result = match (&self.app, self.may_call(&call)) {
+            (_, Err(error)) => Err(error),
+            (Some(app), Ok(())) => app.call(call).await,
+            (None, Ok(())) => Err(Error::new(
                 Kind::NoRoute,
                 "this sidecar has no `app`; it only serves claims",
             )),
         };
+        attended.over();
         Outcome {
             result,
             meters: Arc::clone(&self.meters),
         }
+    }
+
+    /// Whether `allow` lets a call in.
+    fn may_call(&self, call: &Call) -> Result<(), Error> {
+        let method = call.request.method();
+        if *method == Method::CONNECT {
+            let detail = "CONNECT is switched off: a tunnel into the app is not offered";
+            return Err(Error::new(Kind::NotImplemented, detail));
+        }
+        let Some(rules) = &self.allow else {
+            return Ok(());
+        };
+        let peer = call.peer.as_deref();
+        let names = peer.map_or(&[][..], |peer| &peer.names);
+        let path = call.request.uri().path();
+        let allowed = rules.iter().any(|rule| {
+            let known = |name: &String| rule.from.iter().any(|wanted| is_wanted(wanted, name));
+            (rule.from.is_empty() || names.iter().any(known))
+                && takes_method(&rule.methods, method)
+                && takes_path(&rule.path, path)
+        });
+        if allowed {
+            return Ok(());
+        }
+        let who = peer.map_or("an unknown caller", Peer::name);
+        let detail = format!("no rule of `inbound.allow` lets {who} make this call");
+        Err(Error::new(Kind::NotAllowed, detail))
     }
 
     async fn reserved(&self, call: Box<Call>) -> Result<Response, Error> {
@@ -145,7 +210,6 @@ fn only_get(method: &Method) -> Result<(), Error> {
 
 /// The two segments below the reserved path.
 fn below(path: &str) -> (&str, &str) {
-    path.strip_prefix(RESERVED)
-        .and_then(|rest| rest.split_once('/'))
-        .unwrap_or(("", ""))
+    let below = path.strip_prefix(RESERVED).unwrap_or_default();
+    below.split_once('/').unwrap_or((below, ""))
 }

@@ -7,21 +7,24 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use super::parts::Parts;
-use crate::config::model::{Address, Config, Pattern, Publish as PublishRule, Retry, Timeouts};
+use crate::config::model::{
+    Address, Config, ENDLESS, Forward as ForwardRule, Pattern, Protocol, Publish as PublishRule,
+    Retry, Rewrite, Service, Timeouts,
+};
 use crate::error::{Error, Kind};
-use crate::pattern::forward::Forward;
+use crate::pattern::forward::{Forward, Split};
 use crate::pattern::hop::Via;
 use crate::pattern::publish::Publish;
-use crate::route::{Facts, Table};
-use crate::service::{Call, Meters, Outcome};
-use crate::upstream::Upstream;
+use crate::route::{Facts, Table, rewrite};
+use crate::service::{Attended, Call, Meters, Outcome, Response};
+use crate::telemetry::names;
+use crate::tls::Connector;
+use crate::upstream::{self, Rate, Upstream};
 
 /// How long a connection to a peer may lie idle; its sidecar closes later than this.
 const PEER_IDLE: Duration = Duration::from_secs(30);
 /// How long a connection to the app may lie idle: below the 5 s after which Node's server closes.
 const APP_IDLE: Duration = Duration::from_secs(3);
-/// The longest a call to the app may take. The caller's own deadline ends it sooner; this only bounds what is held.
-const APP_WHOLE: Duration = Duration::from_secs(3600);
 
 /// How long a body on its way to or from the app may be silent: the caller's sidecar decides with its own limit; this
 /// one only ends what a caller has abandoned half-way.
@@ -45,8 +48,29 @@ struct Running {
 
 enum Action {
     Forward(Forward),
+    /// With what the route changes, or lets through only so often.
+    Changed(Box<Changed>),
     // Boxed: far larger than the other, and made once.
     Publish(Box<Publish>),
+}
+
+struct Changed {
+    forward: Forward,
+    rewrite: Rewrite,
+    rate: Option<Rate>,
+    name: String,
+}
+
+impl Changed {
+    async fn call(&self, mut call: Box<Call>) -> Result<Response, Error> {
+        if let Some(rate) = &self.rate {
+            rate.pass(&self.name)?;
+        }
+        rewrite::request(&self.rewrite, &mut call.request)?;
+        let mut response = self.forward.call(call).await?;
+        rewrite::answer(&self.rewrite, response.headers_mut());
+        Ok(response)
+    }
 }
 
 impl Live {
@@ -67,16 +91,7 @@ impl Live {
                 let word = word(&route.pattern);
                 let action = match &route.pattern {
                     Pattern::Forward(rule) => {
-                        let name = &config.services[rule.to.0].name;
-                        let upstream = services.get(name).ok_or_else(|| unbuilt(&route.name))?;
-                        Action::Forward(Forward {
-                            upstream: Arc::clone(upstream),
-                            timeouts: rule.timeouts,
-                            retry: rule.retry.clone(),
-                            idempotent: rule.idempotent,
-                            replay: Arc::clone(&parts.replay),
-                            via: parts.outbound_via.clone(),
-                        })
+                        forward(&route.name, rule, &config, &services, parts)?
                     }
                     Pattern::Publish(rule) => {
                         Action::Publish(Box::new(publish(rule, &config, parts)?))
@@ -110,15 +125,23 @@ impl Live {
             };
         };
         let meters = Arc::clone(&running.meters);
+        let attended = Attended::new(&meters, &call.trace);
         let result = match &running.action {
             Action::Forward(forward) => forward.call(call).await,
+            // Boxed, like the next: the plain future is the one that every call pays for.
+            Action::Changed(changed) => Box::pin(changed.call(call)).await,
             // Boxed: publishing holds more across its waits than forwarding, whose future every call pays for.
             Action::Publish(publish) => Box::pin(publish.call(call)).await,
         };
+        attended.over();
         Outcome { result, meters }
     }
 
     fn no_route(&self, facts: &Facts<'_>) -> Error {
+        if facts.method == http::Method::CONNECT {
+            let detail = "CONNECT is switched off; a route that names it in `methods` takes it";
+            return Error::new(Kind::NotImplemented, detail);
+        }
         let detail = match self.table.nearest(facts) {
             Some((name, mismatch)) => {
                 format!("no route takes this call; the nearest is `{name}`, but {mismatch}")
@@ -129,7 +152,59 @@ impl Live {
     }
 }
 
-/// Every service by its name; one whose addresses did not change goes on as it is. All are looked up at once.
+fn forward(
+    name: &str,
+    rule: &ForwardRule,
+    config: &Config,
+    services: &HashMap<String, Arc<Upstream>>,
+    parts: &Parts,
+) -> Result<Action, Error> {
+    let shares = rule.to.iter().map(|(service, weight)| {
+        let service = &config.services[service.0].name;
+        let upstream = services.get(service).ok_or_else(|| unbuilt(name))?;
+        Ok((Arc::clone(upstream), *weight))
+    });
+    let forward = Forward {
+        to: Split::new(shares.collect::<Result<Vec<_>, Error>>()?),
+        timeouts: rule.timeouts,
+        retry: rule.retry.clone(),
+        idempotent: rule.idempotent,
+        replay: Arc::clone(&parts.replay),
+        via: parts.outbound_via.clone(),
+        timing: Some(format!("wayside-{}", config.service)),
+    };
+    if rule.rate.is_none() && rule.rewrite == Rewrite::default() {
+        return Ok(Action::Forward(forward));
+    }
+    Ok(Action::Changed(Box::new(Changed {
+        forward,
+        rewrite: rule.rewrite.clone(),
+        rate: rule.rate.map(Rate::new),
+        name: format!("the route {name}"),
+    })))
+}
+
+/// The TLS side of the way to a service, if it has one.
+fn connector(service: &Service, parts: &Parts) -> Option<Connector> {
+    let tls = service.tls.as_ref()?;
+    let identity = Arc::clone(parts.identities.get(tls.identity.0)?);
+    let failure = |reason: crate::tls::Reason| {
+        let labels = [
+            ("side", "service"),
+            ("name", service.name.as_str()),
+            ("reason", reason.word()),
+        ];
+        parts.metrics.counter(&names::TLS_FAILURES, &labels)
+    };
+    Some(Connector::new(
+        identity,
+        tls.expected.clone(),
+        &service.name,
+        failure,
+    ))
+}
+
+/// Every service by its name; one whose rule did not change goes on as it is. All are looked up at once.
 async fn services(
     config: &Config,
     parts: &Parts,
@@ -138,20 +213,21 @@ async fn services(
     let mut services = HashMap::new();
     let mut starting = JoinSet::new();
     for service in &config.services {
+        let tls = old.is_none_or(|old| old.config.tls == config.tls);
         let kept = old
             .and_then(|old| old.services.get(&service.name))
-            .filter(|upstream| upstream.configured() == service.addresses);
+            .filter(|upstream| tls && upstream.rule() == service);
         match kept {
             Some(upstream) => {
                 services.insert(service.name.clone(), Arc::clone(upstream));
             }
             None => {
                 let (service, shared) = (service.clone(), parts.upstream.clone());
+                let connector = connector(&service, parts);
                 starting.spawn(async move {
-                    let upstream =
-                        Upstream::start(&service.name, &service.addresses, PEER_IDLE, &shared)
-                            .await;
-                    (service.name, upstream)
+                    let name = service.name.clone();
+                    let upstream = Upstream::start(service, PEER_IDLE, connector, &shared).await;
+                    (name, upstream)
                 });
             }
         }
@@ -171,25 +247,21 @@ pub(crate) fn word(pattern: &Pattern) -> &'static str {
 
 /// The way to the app: never repeated once sent, since the caller's sidecar repeats, and one hop that does is enough.
 pub(crate) async fn to_app(address: &Address, via: Via, parts: &Parts) -> Forward {
-    let upstream = Upstream::start(
-        "app",
-        std::slice::from_ref(address),
-        APP_IDLE,
-        &parts.upstream,
-    )
-    .await;
+    let rule = upstream::plain("app", address, Protocol::Auto);
+    let upstream = Upstream::start(rule, APP_IDLE, None, &parts.upstream).await;
     let connect = Duration::from_secs(1);
     let backoff = crate::config::model::Backoff {
         first: Duration::ZERO,
         longest: Duration::ZERO,
     };
     Forward {
-        upstream,
+        to: Split::one(upstream),
+        // The caller's own deadline ends a call; it came with it.
         timeouts: Timeouts {
-            whole: APP_WHOLE,
+            whole: ENDLESS,
             connect,
-            head: APP_WHOLE,
-            per_try: APP_WHOLE,
+            head: ENDLESS,
+            per_try: ENDLESS,
             idle: APP_IDLE_BODY,
         },
         retry: Retry {
@@ -200,6 +272,7 @@ pub(crate) async fn to_app(address: &Address, via: Via, parts: &Parts) -> Forwar
         idempotent: false,
         replay: Arc::clone(&parts.replay),
         via,
+        timing: None,
     }
 }
 

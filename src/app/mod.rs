@@ -34,6 +34,7 @@ use crate::pattern::hydrate::Hydrate;
 use crate::service::{Call, Gate, Handler, Meters};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::names;
+use crate::tls::{Acceptor, Reason};
 use crate::upstream;
 use consumers::Consumers;
 use doors::{InboundDoor, OutboundDoor};
@@ -127,6 +128,8 @@ impl Sidecar {
             metrics: metrics.clone(),
             shards: workers.shards(),
             runtime: Handle::current(),
+            changes: upstream::Changes::new(),
+            resolver: Arc::new(upstream::Resolver::new(&config.dns)),
         };
         let instance = instance(&addresses, &surroundings);
         let config = Arc::new(config);
@@ -151,11 +154,11 @@ impl Sidecar {
             workers,
         };
         sidecar.open(&config, listeners, gate("inbound")).await?;
-        lifecycle::spawn(
-            &Handle::current(),
-            "upkeep",
-            upkeep(Arc::downgrade(&sidecar.parts)),
-        );
+        let parts = || Arc::downgrade(&sidecar.parts);
+        lifecycle::spawn(&Handle::current(), "upkeep", upkeep(parts()));
+        if !config.tls.is_empty() {
+            lifecycle::spawn(&Handle::current(), "tls", refresh_identities(parts()));
+        }
         sidecar.ready.started();
         Ok(sidecar)
     }
@@ -178,6 +181,7 @@ impl Sidecar {
                 live: Arc::clone(&self.live),
                 hydrate: Arc::clone(&hydrate),
                 timelines: Arc::clone(&parts.timelines),
+                changes: parts.upstream.changes.clone(),
                 unrouted: Arc::clone(&parts.unrouted),
                 reserved: Meters::new(&parts.metrics, "outbound", "(wayside)", "-"),
             });
@@ -245,6 +249,7 @@ impl Sidecar {
         let meters = |route, pattern| Meters::new(&parts.metrics, "inbound", route, pattern);
         InboundDoor {
             app,
+            allow: config.inbound.as_ref().and_then(|door| door.allow.clone()),
             claims: Arc::clone(&parts.claims),
             meters: meters("(app)", "forward"),
             reserved: meters("(wayside)", "-"),
@@ -317,6 +322,7 @@ impl Sidecar {
         let door = Door {
             name,
             handler,
+            tls: self.acceptor(config, name),
             connections_max,
             head_max: config.limits.head,
             head_timeout,
@@ -329,6 +335,17 @@ impl Sidecar {
             drain.guard(),
         );
         lifecycle::spawn(&Handle::current(), "accept", accepting);
+    }
+
+    /// The TLS side of a door, if it has one: only `inbound` may.
+    fn acceptor(&self, config: &Config, door: &'static str) -> Option<Acceptor> {
+        let inbound = config.inbound.as_ref().filter(|_| door == "inbound")?;
+        let identity = Arc::clone(self.parts.identities.get(inbound.tls?.0)?);
+        let failure = |reason: Reason| {
+            let labels = [("side", "door"), ("name", door), ("reason", reason.word())];
+            self.metrics.counter(&names::TLS_FAILURES, &labels)
+        };
+        Some(Acceptor::new(identity, failure))
     }
 
     /// Takes everything down in order, within the configured `drain`: consumers, inbound, outbound, producer. Names
@@ -347,13 +364,13 @@ impl Sidecar {
             let ended = consumers.stop(within.mul_f32(CONSUMERS_SHARE)).await;
             note(ended, "consumers");
         }
-        self.drains.inbound.begin();
+        self.drains.inbound.begin(deadline);
         note(
             self.drains.inbound.finished(deadline).await,
             "inbound calls",
         );
         self.wait_for_quiet(deadline).await;
-        self.drains.outbound.begin();
+        self.drains.outbound.begin(deadline);
         note(
             self.drains.outbound.finished(deadline).await,
             "outbound calls",
@@ -364,8 +381,8 @@ impl Sidecar {
                 "records on their way",
             );
         }
-        self.drains.side.begin();
         let side_deadline = deadline.max(Instant::now() + Duration::from_millis(200));
+        self.drains.side.begin(side_deadline);
         self.drains.side.finished(side_deadline).await;
         left
     }
@@ -452,6 +469,47 @@ async fn upkeep(parts: Weak<Parts>) {
                 .metrics
                 .gauge(&names::CLAIM_BYTES, &[("store", store.name())])
                 .set(store.used() as f64);
+        }
+    }
+}
+
+/// Reads certificates again when their files change. Connections that are open go on; the next handshake uses the new.
+async fn refresh_identities(parts: Weak<Parts>) {
+    let mut refused: Vec<String> = Vec::new();
+    loop {
+        sleep(LOOK).await;
+        let Some(parts) = parts.upgrade() else { return };
+        refused.resize(parts.identities.len(), String::new());
+        for (identity, refused) in parts.identities.iter().zip(&mut refused) {
+            let tls = identity.name();
+            let count = |result| {
+                let labels = [("tls", tls), ("result", result)];
+                parts
+                    .metrics
+                    .counter(&names::TLS_RELOADS, &labels)
+                    .increment(1);
+            };
+            match identity.refresh() {
+                Ok(false) => {}
+                Ok(true) => {
+                    count("ok");
+                    refused.clear();
+                    tracing::info!(tls, "certificate files have changed and are in force");
+                }
+                Err(error) => {
+                    // Said once: what is wrong stays wrong until somebody writes the files again.
+                    let error = error.to_string();
+                    if error != *refused {
+                        count("refused");
+                        tracing::error!(
+                            tls,
+                            error,
+                            "certificate files refused; the old ones go on"
+                        );
+                        *refused = error;
+                    }
+                }
+            }
         }
     }
 }

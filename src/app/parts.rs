@@ -14,6 +14,7 @@ use crate::pattern::hop::Via;
 use crate::pattern::publish::Sender;
 use crate::service::Meters;
 use crate::telemetry::metrics::Metrics;
+use crate::tls::{Identity, LoadError};
 use crate::upstream;
 
 /// The shared parts.
@@ -30,6 +31,8 @@ pub(crate) struct Parts {
     pub(crate) unrouted: Arc<Meters>,
     /// Whole bodies; empty without `claims`.
     pub(crate) claims: Arc<Stores>,
+    /// Certificates, in the order of `tls`.
+    pub(crate) identities: Vec<Arc<Identity>>,
     /// What happened to each message.
     pub(crate) timelines: Arc<Timelines>,
     /// The broker and what sends to it.
@@ -58,6 +61,11 @@ impl Parts {
         let metrics = upstream.metrics.clone();
         let timelines = Arc::new(Timelines::new(config.messages));
         let claims = Arc::new(Stores::open(&config.claims, &config.service)?);
+        let identities = config
+            .tls
+            .iter()
+            .map(|files| Identity::load(files).map(Arc::new))
+            .collect::<Result<Vec<_>, _>>()?;
         let broker = match &config.kafka {
             None => None,
             Some(kafka) => Some(broker(kafka, config, instance, &claims, &timelines)?),
@@ -69,6 +77,7 @@ impl Parts {
             metrics,
             upstream,
             claims,
+            identities,
             timelines,
             broker,
         })
@@ -84,6 +93,9 @@ pub enum BuildError {
     /// The broker's client refuses its settings.
     #[error("{0}")]
     Kafka(#[from] crate::kafka::client::SetupError),
+    /// A certificate, its key or its CA.
+    #[error("tls: {0}")]
+    Tls(#[from] LoadError),
     /// A part that the configuration needs could not be built.
     #[error("{0}")]
     Part(#[from] Error),

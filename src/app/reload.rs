@@ -134,7 +134,7 @@ impl Sidecar {
 
 /// The configuration in comparable pieces. Debug text is exact for plain data; secrets are compared apart, since theirs
 /// is blanked.
-fn sections(config: &Config) -> [(&'static str, String); 14] {
+fn sections(config: &Config) -> [(&'static str, String); 16] {
     let secrets = config.kafka.as_ref().map(|kafka| {
         kafka
             .properties
@@ -158,6 +158,8 @@ fn sections(config: &Config) -> [(&'static str, String); 14] {
         ("inbound", format!("{:?}", config.inbound)),
         ("subscriptions", format!("{:?}", config.subscriptions)),
         ("kafka", format!("{:?} {secrets:?}", config.kafka)),
+        ("tls", format!("{:?}", config.tls)),
+        ("dns", format!("{:?}", config.dns)),
         ("claims", format!("{:?}", config.claims)),
         ("messages", format!("{:?}", config.messages)),
         ("probe", format!("{:?}", config.probe)),

@@ -15,6 +15,8 @@ use tower::{Service, ServiceBuilder, service_fn};
 
 use crate::error::{Error, Kind};
 use crate::lifecycle;
+use crate::listen::head;
+use crate::pattern::grpc;
 use crate::reply::{headers, rescue};
 use crate::service::{Call, Gate, Handler, Meters, Outcome, Response};
 
@@ -87,9 +89,11 @@ where
     BoxCloneSyncService::new(stack)
 }
 
-/// A path as the log may show it: a claim's reference is all that one needs to read the body.
+/// A path as the log may show it: a claim's reference is all that one needs to read the body, however it is spelled.
 fn shown(path: &str) -> &str {
-    match path.starts_with("/.wayside/claims/") {
+    let canonical = head::target(path);
+    let claim = canonical.is_ok_and(|target| target.path().starts_with("/.wayside/claims/"));
+    match claim {
         true => "/.wayside/claims/…",
         false => path,
     }
@@ -160,6 +164,7 @@ where
     S: Service<Box<Call>, Response = Outcome, Error = Infallible>,
 {
     let trace = call.trace.clone();
+    let grpc = grpc::is(call.request.headers());
     let Outcome { result, meters } = inner.call(call).await?;
     Ok(match result {
         Ok(response) => Answered {
@@ -168,7 +173,10 @@ where
             meters,
         },
         Err(error) => {
-            let response = rescue::respond(&error, &keeper.who, trace.id());
+            let response = match grpc {
+                true => rescue::respond_grpc(&error, &keeper.who),
+                false => rescue::respond(&error, &keeper.who, trace.id()),
+            };
             Answered {
                 response,
                 refused: Some(error),

@@ -10,14 +10,14 @@ use http::header::{HOST, HeaderName, HeaderValue};
 
 use super::{bad_config, complain, load, tell};
 use crate::body::Body;
-use crate::config::model::{Config, Forward, Pattern, Publish, Route, SlimRule};
+use crate::config::model::{Config, ENDLESS, Forward, Pattern, Publish, Rewrite, Route, SlimRule};
 use crate::error::{Error, Kind};
 use crate::kafka::record;
 use crate::listen::head;
 use crate::pattern::hop;
 use crate::pattern::slim::{Plan, Slimmed};
 use crate::reply::headers::RESERVED;
-use crate::route::{Facts, Table, Verdict};
+use crate::route::{Facts, Table, Verdict, rewrite};
 use crate::service::Request;
 
 /// Adds a line.
@@ -162,24 +162,42 @@ fn done(out: &mut String, config: &Config, route: &Route, request: &Request, bod
 }
 
 fn forward(out: &mut String, config: &Config, rule: &Forward, request: &Request) {
-    let service = &config.services[rule.to.0];
-    let addresses: Vec<String> = service.addresses.iter().map(ToString::to_string).collect();
     let timeouts = &rule.timeouts;
     let show = humantime::format_duration;
-    say!(
-        out,
-        "forward to {} at {}",
-        service.name,
-        addresses.join(", "),
-    );
+    let limit = |limit| match limit {
+        ENDLESS => "no end".to_owned(),
+        limit => show(limit).to_string(),
+    };
+    let all: u32 = rule.to.iter().map(|(_, weight)| weight).sum();
+    for (service, weight) in &rule.to {
+        let service = &config.services[service.0];
+        let addresses: Vec<String> = service.addresses.iter().map(ToString::to_string).collect();
+        let share = match rule.to.len() {
+            1 => String::new(),
+            _ => format!("{weight} of {all} calls "),
+        };
+        let tls = match &service.tls {
+            None => String::new(),
+            Some(tls) => format!(", with TLS to {}", tls.expected),
+        };
+        say!(
+            out,
+            "{share}forward to {} at {}{tls}",
+            service.name,
+            addresses.join(", "),
+        );
+    }
+    if rule.rewrite != Rewrite::default() {
+        rewritten(out, rule, request);
+    }
     say!(
         out,
         "  time: {} in all, {} to connect, {} a try, {} to an answer's head, {} of silence in a body",
-        show(timeouts.whole),
+        limit(timeouts.whole),
         show(timeouts.connect),
         show(timeouts.per_try),
         show(timeouts.head),
-        show(timeouts.idle),
+        limit(timeouts.idle),
     );
     let idempotent = rule.idempotent || hop::is_idempotent(request.method());
     let also = match idempotent {
@@ -200,6 +218,38 @@ fn forward(out: &mut String, config: &Config, rule: &Forward, request: &Request)
         show(rule.retry.backoff.first),
         show(rule.retry.backoff.longest),
     );
+}
+
+/// What the service would see of a rewritten call.
+fn rewritten(out: &mut String, rule: &Forward, request: &Request) {
+    let mut changed = Request::new(Body::empty());
+    *changed.uri_mut() = request.uri().clone();
+    *changed.headers_mut() = request.headers().clone();
+    if let Err(error) = rewrite::request(&rule.rewrite, &mut changed) {
+        return say!(out, "  {}", refusal(&error));
+    }
+    let facts = Facts::of(&changed);
+    say!(
+        out,
+        "  as: {} http://{}{}",
+        request.method(),
+        facts.host,
+        changed.uri()
+    );
+    let set = rule
+        .rewrite
+        .set
+        .iter()
+        .map(|(name, _)| format!("sets {name}"));
+    let removed = rule
+        .rewrite
+        .remove
+        .iter()
+        .map(|name| format!("removes {name}"));
+    let changes: Vec<String> = set.chain(removed).collect();
+    if !changes.is_empty() {
+        say!(out, "  headers: {}", changes.join(", "));
+    }
 }
 
 fn publish(out: &mut String, config: &Config, rule: &Publish, request: &Request, body: &str) {

@@ -78,6 +78,8 @@ async fn live(args: &Args) -> ExitCode {
         Ok(signals) => signals,
         Err(error) => return failed(&error),
     };
+    // What it sees first is what is loaded or older, so that no change in between is missed.
+    let watcher = Watcher::new(&args.file);
     let loaded = match load(&args.file) {
         Ok(loaded) => loaded,
         Err(report) => return bad_config(&report),
@@ -90,35 +92,54 @@ async fn live(args: &Args) -> ExitCode {
         workers: args.workers,
     };
     let mut starting = pin!(Sidecar::start(loaded.config, surroundings));
+    let mut wanted = false;
     let started = loop {
         tokio::select! {
             started = &mut starting => break started,
-            signal = signals.next() => if signal == Signal::Stop {
-                tracing::info!("stopped before it was ready");
-                return ExitCode::SUCCESS;
+            signal = signals.next() => match signal {
+                Signal::Reload => wanted = true,
+                Signal::Stop => {
+                    tracing::info!("stopped before it was ready");
+                    return ExitCode::SUCCESS;
+                }
             },
         }
     };
+    let file = Watched {
+        path: &args.file,
+        watcher,
+        wanted,
+    };
     match started {
-        Ok(sidecar) => serve(sidecar, &args.file, &log, signals).await,
+        Ok(sidecar) => serve(sidecar, file, &log, signals).await,
         Err(error) => failed(&error),
     }
 }
 
-async fn serve(sidecar: Sidecar, file: &Path, log: &Log, mut signals: Signals) -> ExitCode {
+/// The configuration's file, and whether it is to be read again.
+struct Watched<'a> {
+    path: &'a Path,
+    watcher: Watcher,
+    wanted: bool,
+}
+
+async fn serve(sidecar: Sidecar, file: Watched<'_>, log: &Log, mut signals: Signals) -> ExitCode {
     let ready = Ready {
         ready: true,
         addresses: sidecar.addresses,
     };
     tell(&serde_json::to_string(&ready).unwrap_or_default());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
-    let mut watcher = Watcher::new(file);
+    let Watched {
+        path,
+        mut watcher,
+        mut wanted,
+    } = file;
     let mut look = tokio::time::interval(crate::app::LOOK);
-    let mut wanted = false;
     // A stop ends a reload wherever it is: what it was about to replace is stopped all the same.
     'serving: loop {
         if std::mem::take(&mut wanted) {
-            let mut reloading = pin!(reload(&sidecar, file));
+            let mut reloading = pin!(reload(&sidecar, path));
             loop {
                 tokio::select! {
                     () = &mut reloading => break,

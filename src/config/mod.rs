@@ -47,7 +47,15 @@ pub struct Loaded {
 pub fn load(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Report> {
     let name = path.display().to_string();
     let bytes = read(path).map_err(|reason| Report::single(&name, Place::START, reason))?;
-    compile_bytes(&name, &bytes, env)
+    let mut loaded = compile_bytes(&name, &bytes, env)?;
+    // Certificates usually lie beside the file that names them, wherever the process was started.
+    let folder = path.parent().unwrap_or(Path::new(""));
+    for files in &mut loaded.config.tls {
+        for file in [&mut files.cert, &mut files.key, &mut files.ca] {
+            *file = folder.join(&file);
+        }
+    }
+    Ok(loaded)
 }
 
 /// Compiles the text of a file that errors call `name`; pure, but for what `env` answers.

@@ -124,7 +124,10 @@ pub(super) fn parse_group(text: &str) -> Result<String, Invalid> {
 
 /// Reads a registered method.
 pub(super) fn parse_method(text: &str) -> Result<Method, Invalid> {
-    if matches!(text, "CONNECT" | "TRACE" | "PRI") {
+    if text == "CONNECT" {
+        return Ok(Method::CONNECT);
+    }
+    if matches!(text, "TRACE" | "PRI") {
         return Err(Invalid::new(format!(
             "{text} is never passed on, so no route can take it"
         )));
@@ -168,6 +171,21 @@ pub(super) fn parse_kept_header(text: &str) -> Result<HeaderName, Invalid> {
     Ok(name)
 }
 
+/// Reads the name of a header that a route may set or take away.
+pub(super) fn parse_changed_header(text: &str) -> Result<HeaderName, Invalid> {
+    let name = parse_header(text)?;
+    let word = name.as_str();
+    if word == "host" {
+        return Err(Invalid::new("`host` is written by `rewrite.host`"));
+    }
+    if NEVER_TRAVEL.contains(&word) || word.starts_with("wayside-") {
+        return Err(Invalid::new(format!(
+            "`{word}` is not to be changed: Wayside writes it itself"
+        )));
+    }
+    Ok(name)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,7 +221,7 @@ mod tests {
             parse_method("PSOT").unwrap_err().hint.as_deref(),
             Some("POST")
         );
-        assert!(parse_method("CONNECT").is_err());
+        assert!(parse_method("TRACE").is_err());
         assert!(parse_method("FETCHALL").unwrap_err().hint.is_none());
     }
 

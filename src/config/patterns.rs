@@ -2,7 +2,7 @@
 
 use super::address::parse_host;
 use super::diagnostic::{Invalid, quoted};
-use super::model::{HostPattern, PathPattern, Pointer};
+use super::model::{HostPattern, PathPattern, PathRewrite, Piece, Pointer, Wanted};
 
 /// Tokens of one JSON pointer, at most.
 const POINTER_TOKENS_MAX: usize = 32;
@@ -46,11 +46,14 @@ pub(super) fn parse_host_rule(text: &str) -> Result<HostPattern, Invalid> {
     })
 }
 
-/// Reads a path rule: a path, or `/a/**`.
+/// Reads a path rule: a path, `/a/**`, or one with free segments such as `/orders/{id}`.
 pub(super) fn parse_path_rule(text: &str) -> Result<PathPattern, Invalid> {
     let wrong = |why: &str| Invalid::new(format!("{} is not a path rule: {why}", quoted(text)));
     if text == "/**" {
         return Ok(PathPattern::Any);
+    }
+    if text.contains(['{', '}']) {
+        return parse_template(text);
     }
     let (prefix, path) = match text.strip_suffix("/**") {
         Some(path) => (true, path),
@@ -79,6 +82,151 @@ pub(super) fn parse_path_rule(text: &str) -> Result<PathPattern, Invalid> {
         PathPattern::Prefix(path)
     } else {
         PathPattern::Exact(path)
+    })
+}
+
+/// Reads a path rule with free segments.
+fn parse_template(text: &str) -> Result<PathPattern, Invalid> {
+    let wrong = |why: &str| Invalid::new(format!("{} is not a path rule: {why}", quoted(text)));
+    let (open, path) = match text.strip_suffix("/**") {
+        Some(path) => (true, path),
+        None => (false, text),
+    };
+    if path.contains('*') {
+        return Err(wrong(
+            "`**` may only be the last segment, as in /orders/{id}/**",
+        ));
+    }
+    let mut names: Vec<String> = Vec::new();
+    let mut segments = Vec::new();
+    for segment in path.split('/').skip(1) {
+        match free_segment(segment).map_err(wrong)? {
+            None => segments.push(Some(segment.to_owned())),
+            Some(name) if names.iter().any(|known| known == name) => {
+                return Err(wrong("it has two free segments of one name"));
+            }
+            Some(name) => {
+                names.push(name.to_owned());
+                segments.push(None);
+            }
+        }
+    }
+    let literal = path.replace(['{', '}'], "");
+    check_path(&literal).map_err(|(why, _)| wrong(why))?;
+    Ok(PathPattern::Template {
+        segments,
+        names,
+        open,
+    })
+}
+
+/// The name of a free segment, `{name}`.
+fn free_segment(segment: &str) -> Result<Option<&str>, &'static str> {
+    let Some(name) = segment
+        .strip_prefix('{')
+        .and_then(|rest| rest.strip_suffix('}'))
+    else {
+        return match segment.contains(['{', '}']) {
+            true => Err("a free segment is `{name}` and nothing else between two slashes"),
+            false => Ok(None),
+        };
+    };
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || letter == '_' || letter == '-';
+    if name.is_empty() || !name.chars().all(plain) {
+        return Err("a free segment is called by letters, digits, `_` and `-`");
+    }
+    Ok(Some(name))
+}
+
+/// Reads how a path that `rule` took is changed: what the rule fixed is replaced, free segments are called by name.
+pub(super) fn parse_rewrite(text: &str, rule: &PathPattern) -> Result<PathRewrite, Invalid> {
+    let wrong = |why: &str| Invalid::new(format!("{} is not a path to write: {why}", quoted(text)));
+    let literal = text.strip_suffix("/**").unwrap_or(text);
+    if !(literal.is_empty() && text == "/**") {
+        check_path(&literal.replace(['{', '}'], "")).map_err(|(why, _)| wrong(why))?;
+    }
+    let fixed = match rule {
+        PathPattern::Any => 0,
+        PathPattern::Exact(path) | PathPattern::Prefix(path) => path.len(),
+        PathPattern::Template { .. } => return rewrite_template(text, rule),
+    };
+    if text.contains(['{', '}', '*']) {
+        let why =
+            "there is no such free segment in `match.path`; what follows a prefix stays by itself";
+        return Err(wrong(why));
+    }
+    let by = match rule {
+        PathPattern::Exact(_) => text,
+        _ => text.trim_end_matches('/'),
+    };
+    Ok(PathRewrite::Prefix {
+        instead_of: fixed,
+        by: by.to_owned(),
+    })
+}
+
+fn rewrite_template(text: &str, rule: &PathPattern) -> Result<PathRewrite, Invalid> {
+    let wrong = |why: &str| Invalid::new(format!("{} is not a path to write: {why}", quoted(text)));
+    let PathPattern::Template {
+        segments,
+        names,
+        open,
+    } = rule
+    else {
+        return Err(wrong("`match.path` has no free segment"));
+    };
+    let free: Vec<usize> = (0..segments.len())
+        .filter(|at| segments[*at].is_none())
+        .collect();
+    let (rest, path) = match text.strip_suffix("/**") {
+        Some(path) => (true, path),
+        None => (false, text),
+    };
+    if rest && !open {
+        return Err(wrong("`match.path` has no `/**` whose rest it could be"));
+    }
+    let mut pieces: Vec<Piece> = Vec::new();
+    let mut said = String::new();
+    for segment in path.split('/').skip(1) {
+        said.push('/');
+        let Some(name) = free_segment(segment).map_err(wrong)? else {
+            said.push_str(segment);
+            continue;
+        };
+        let Some(nth) = names.iter().position(|known| known == name) else {
+            return Err(wrong("`match.path` has no free segment of this name"));
+        };
+        pieces.push(Piece::Text(std::mem::take(&mut said)));
+        pieces.push(Piece::Segment(free[nth]));
+    }
+    if !said.is_empty() {
+        pieces.push(Piece::Text(said));
+    }
+    if rest {
+        pieces.push(Piece::Rest(segments.len()));
+    }
+    Ok(PathRewrite::Template(pieces))
+}
+
+/// Reads what a value must be: `*`, `begins*` or the whole of it.
+pub(super) fn parse_wanted(text: &str) -> Result<Wanted, Invalid> {
+    let wrong = |why: &str| Invalid::new(format!("{} is not a value: {why}", quoted(text)));
+    if text == "*" {
+        return Ok(Wanted::Any);
+    }
+    let (prefix, value) = match text.strip_suffix('*') {
+        Some(value) => (true, value),
+        None => (false, text),
+    };
+    if value.contains('*') {
+        return Err(wrong("a `*` may only stand at the end"));
+    }
+    if !value.bytes().all(|byte| (b' '..=b'~').contains(&byte)) || value.trim() != value {
+        return Err(wrong("only visible ASCII can be compared"));
+    }
+    Ok(match prefix {
+        true => Wanted::Prefix(value.to_owned()),
+        false => Wanted::Exact(value.to_owned()),
     })
 }
 
@@ -246,6 +394,74 @@ mod tests {
             parse_path_rule("a/**").unwrap_err().hint.as_deref(),
             Some("/a/**")
         );
+    }
+
+    #[test]
+    fn free_segments_have_names_and_can_be_written_elsewhere() {
+        let rule = parse_path_rule("/orders/{id}/lines/{line}/**").unwrap();
+        let PathPattern::Template {
+            segments,
+            names,
+            open,
+        } = &rule
+        else {
+            panic!("{rule:?}");
+        };
+        assert_eq!(segments[0].as_deref(), Some("orders"));
+        assert_eq!((segments[1].as_deref(), *open), (None, true));
+        assert_eq!(names, &["id", "line"]);
+        let pieces = match parse_rewrite("/v2/{line}/of/{id}/**", &rule).unwrap() {
+            PathRewrite::Template(pieces) => pieces,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(
+            pieces,
+            [
+                Piece::Text("/v2/".to_owned()),
+                Piece::Segment(3),
+                Piece::Text("/of/".to_owned()),
+                Piece::Segment(1),
+                Piece::Rest(4)
+            ]
+        );
+        for bad in [
+            "/a/{",
+            "/a/{}",
+            "/a/x{id}",
+            "/{a}/{a}",
+            "/{a b}",
+            "/{a}/**/b",
+        ] {
+            assert!(parse_path_rule(bad).is_err(), "{bad}");
+        }
+        for bad in ["v2", "/{other}", "/a?b", "/x{id}"] {
+            assert!(parse_rewrite(bad, &rule).is_err(), "{bad}");
+        }
+        let prefix = PathPattern::Prefix("/a".to_owned());
+        assert!(parse_rewrite("/{id}", &prefix).is_err());
+        assert_eq!(
+            parse_rewrite("/b/", &prefix).ok(),
+            Some(PathRewrite::Prefix {
+                instead_of: 2,
+                by: "/b".to_owned()
+            })
+        );
+    }
+
+    #[test]
+    fn a_value_is_whole_begun_or_any() {
+        assert_eq!(parse_wanted("*").ok(), Some(Wanted::Any));
+        assert_eq!(
+            parse_wanted("spiffe://shop/*").ok(),
+            Some(Wanted::Prefix("spiffe://shop/".to_owned()))
+        );
+        assert_eq!(
+            parse_wanted("acme").ok(),
+            Some(Wanted::Exact("acme".to_owned()))
+        );
+        for bad in ["*a", "a*b*", "ä", " a", "a\n"] {
+            assert!(parse_wanted(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

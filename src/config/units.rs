@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::diagnostic::{Invalid, quoted};
-use super::model::Backoff;
+use super::model::{Backoff, Rate};
 
 const DURATIONS: [(&str, u64); 5] = [
     ("ms", 1),
@@ -69,6 +69,34 @@ pub(super) fn parse_backoff(text: &str) -> Result<Backoff, Invalid> {
         return Err(Invalid::new(reason).hint(format!("{longest}..{first}")));
     }
     Ok(backoff)
+}
+
+/// Reads calls in a time, `100/s`; the burst is as large.
+pub(super) fn parse_rate(text: &str) -> Result<Rate, Invalid> {
+    let wrong = || {
+        let reason = format!(
+            "{} is not a rate; write a whole number, `/` and `s`, `m` or `h`, such as 100/s",
+            quoted(text)
+        );
+        let plain = text.parse::<u32>().is_ok_and(|calls| calls > 0);
+        Invalid::new(reason).hint(plain.then(|| format!("{text}/s")))
+    };
+    let (calls, per) = text.split_once('/').ok_or_else(wrong)?;
+    let calls: u32 = calls.parse().map_err(|_| wrong())?;
+    let seconds = match per {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(wrong()),
+    };
+    if calls == 0 {
+        return Err(wrong());
+    }
+    Ok(Rate {
+        calls,
+        per: Duration::from_secs(seconds),
+        burst: calls,
+    })
 }
 
 /// A duration as this file would write it.

@@ -88,9 +88,10 @@ pub(super) static FILE: Shape = Shape {
         section("admin", &DOOR),
         key("drain"),
         section("limits", &LIMITS),
+        named("tls", &TLS),
+        section("dns", &DNS),
         later("spool"),
         later("channels"),
-        later("tls"),
         later("log"),
         later("telemetry"),
     ],
@@ -107,7 +108,6 @@ pub(super) static ROUTE: Shape = Shape {
         section("forward", &FORWARD),
         section("publish", &PUBLISH),
         later("channel"),
-        later("rewrite"),
         later("reply"),
         later("track"),
     ],
@@ -118,8 +118,8 @@ pub(super) static MATCH: Shape = Shape {
         key("host"),
         key("methods"),
         key("path"),
-        later("headers"),
-        later("query"),
+        key("headers"),
+        key("query"),
     ],
 };
 
@@ -130,9 +130,29 @@ pub(super) static FORWARD: Shape = Shape {
         section("timeouts", &TIMEOUTS),
         key("idempotent"),
         section("retry", &FORWARD_RETRY),
+        section("rewrite", &REWRITE),
+        key("rate"),
         later("otherwise"),
-        later("rewrite"),
+        later("mirror"),
+        later("hedge"),
     ],
+};
+
+pub(super) static REWRITE: Shape = Shape {
+    keys: &[
+        key("path"),
+        key("host"),
+        section("headers", &CHANGES),
+        section("answer", &CHANGES),
+    ],
+};
+
+pub(super) static CHANGES: Shape = Shape {
+    keys: &[key("set"), key("remove")],
+};
+
+pub(super) static RATE: Shape = Shape {
+    keys: &[key("calls"), key("burst")],
 };
 
 pub(super) static TIMEOUTS: Shape = Shape {
@@ -173,7 +193,19 @@ pub(super) static HEADERS: Shape = Shape {
 };
 
 pub(super) static INBOUND: Shape = Shape {
-    keys: &[key("listen"), later("tls"), later("allow")],
+    keys: &[key("listen"), key("tls"), each("allow", &ALLOW)],
+};
+
+pub(super) static ALLOW: Shape = Shape {
+    keys: &[key("from"), key("methods"), key("path")],
+};
+
+pub(super) static TLS: Shape = Shape {
+    keys: &[key("cert"), key("key"), key("ca")],
+};
+
+pub(super) static DNS: Shape = Shape {
+    keys: &[key("servers")],
 };
 
 pub(super) static SUBSCRIPTION: Shape = Shape {
@@ -205,11 +237,41 @@ pub(super) static SERVICE: Shape = Shape {
     keys: &[
         key("addresses"),
         key("balance"),
-        later("tls"),
+        key("protocol"),
+        key("tls"),
+        key("identity"),
+        section("health", &HEALTH),
+        section("limit", &LIMIT),
+        key("rate"),
+        section("ejection", &EJECTION),
         later("kubernetes"),
-        later("protocol"),
-        later("health"),
     ],
+};
+
+pub(super) static BALANCE: Shape = Shape {
+    keys: &[key("ring-hash")],
+};
+
+pub(super) static RING_HASH: Shape = Shape {
+    keys: &[key("header")],
+};
+
+pub(super) static HEALTH: Shape = Shape {
+    keys: &[
+        key("path"),
+        key("every"),
+        key("timeout"),
+        key("unhealthy"),
+        key("healthy"),
+    ],
+};
+
+pub(super) static LIMIT: Shape = Shape {
+    keys: &[key("in_flight"), key("queue"), key("wait")],
+};
+
+pub(super) static EJECTION: Shape = Shape {
+    keys: &[key("failures"), key("success_rate"), key("time")],
 };
 
 pub(super) static KAFKA: Shape = Shape {

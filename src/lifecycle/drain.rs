@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout_at};
 
 /// The owner's end: starts the drain and waits for it.
 pub struct Drain {
-    begun: watch::Sender<bool>,
+    begun: watch::Sender<Option<Instant>>,
     held: Arc<Held>,
 }
 
@@ -19,7 +19,7 @@ struct Held {
 
 /// The holder's end. While one lives, the drain is not over.
 pub struct Guard {
-    begun: watch::Receiver<bool>,
+    begun: watch::Receiver<Option<Instant>>,
     held: Arc<Held>,
 }
 
@@ -31,7 +31,7 @@ impl Drain {
             changed: watch::Sender::new(()),
         });
         Self {
-            begun: watch::Sender::new(false),
+            begun: watch::Sender::new(None),
             held,
         }
     }
@@ -50,9 +50,9 @@ impl Drain {
         self.held.count.load(Ordering::Acquire)
     }
 
-    /// Tells every holder to finish.
-    pub fn begin(&self) {
-        self.begun.send_replace(true);
+    /// Tells every holder to finish by `deadline`.
+    pub fn begin(&self, deadline: Instant) {
+        self.begun.send_replace(Some(deadline));
     }
 
     /// Waits until no guard lives or `deadline` passes; says whether all ended in time.
@@ -70,15 +70,19 @@ impl Default for Drain {
 }
 
 impl Guard {
-    /// Ends when the drain begins.
-    pub async fn draining(&mut self) {
+    /// Ends when the drain begins, with the time by which it will be over.
+    pub async fn draining(&mut self) -> Instant {
+        let begun = self.begun.wait_for(Option::is_some).await;
         // An error means that the owner is gone, which is the end of the process: the same thing.
-        let _gone = self.begun.wait_for(|begun| *begun).await;
+        begun
+            .ok()
+            .and_then(|begun| *begun)
+            .unwrap_or_else(Instant::now)
     }
 
     /// Whether the drain has begun.
     pub fn is_draining(&self) -> bool {
-        *self.begun.borrow()
+        self.begun.borrow().is_some()
     }
 }
 
@@ -110,7 +114,7 @@ mod tests {
     async fn a_drain_ends_with_its_last_guard() {
         let drain = Drain::new();
         let mut guard = drain.guard();
-        drain.begin();
+        drain.begin(Instant::now());
         guard.draining().await;
         assert!(
             !drain

@@ -9,6 +9,7 @@ use http::uri::PathAndQuery;
 use http::{Method, Uri, Version};
 
 use crate::error::{Error, Kind};
+use crate::reply::headers::TIMEOUT;
 use crate::service::Request;
 
 /// Longest request target, in bytes; a longer one is a 400.
@@ -18,11 +19,8 @@ const TARGET_MAX: usize = 8 << 10;
 /// origin form, and its path has one spelling.
 ///
 /// # Errors
-/// [`Kind::BadRequest`] with the rule that was broken, [`Kind::NotImplemented`] for CONNECT.
+/// [`Kind::BadRequest`] with the rule that was broken.
 pub fn canonical(request: &mut Request) -> Result<(), Error> {
-    if request.method() == Method::CONNECT {
-        return Err(Error::new(Kind::NotImplemented, "CONNECT is switched off"));
-    }
     let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
     if codings
         .next()
@@ -32,6 +30,11 @@ pub fn canonical(request: &mut Request) -> Result<(), Error> {
     }
     one_host(request)?;
     drop_forged(request);
+    if request.method() == Method::CONNECT {
+        // Its target is an authority and nothing else (RFC 9112 section 3.2.3), which is the Host by now.
+        *request.uri_mut() = Uri::from_static("/");
+        return Ok(());
+    }
     let target = request
         .uri()
         .path_and_query()
@@ -73,6 +76,8 @@ fn drop_forged(request: &mut Request) {
         name.as_str()
             .strip_prefix("wayside")
             .is_some_and(|rest| rest.starts_with(['-', '_']))
+            // The time that a caller gives the call can only shorten ours, so anybody may say it.
+            && **name != TIMEOUT
     };
     let forged: Vec<HeaderName> = request.headers().keys().filter(ours).cloned().collect();
     for name in forged {
@@ -87,10 +92,12 @@ fn one_host(request: &mut Request) -> Result<(), Error> {
         return Err(bad("there is more than one Host header"));
     }
     if let Some(authority) = request.uri().authority() {
-        if request
-            .uri()
-            .scheme_str()
-            .is_some_and(|scheme| !scheme.eq_ignore_ascii_case("http"))
+        // On HTTP/2 the scheme only repeats what the connection is.
+        if request.version() < Version::HTTP_2
+            && request
+                .uri()
+                .scheme_str()
+                .is_some_and(|scheme| !scheme.eq_ignore_ascii_case("http"))
         {
             return Err(bad(
                 "only http:// targets are taken; give the proxy plain HTTP and let it do the TLS",

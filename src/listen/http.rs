@@ -1,12 +1,17 @@
-//! Serves one connection: the only place where a server-side HTTP connection is built, with every timeout set.
+//! Serves one connection: the only place where server-side HTTP connections are built, with every timeout set.
+//!
+//! A door speaks HTTP/1.1, HTTP/1.0 and HTTP/2 on one port: inside TLS the caller has said which, in the clear its first
+//! bytes do.
 
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use http::Method;
+use http::header::UPGRADE;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service as HyperService;
@@ -18,14 +23,18 @@ use tokio::time::{Sleep, sleep, timeout};
 use tower::Service;
 
 use super::patient::Patient;
+use super::{http2, tunnel};
 use crate::body::Body;
 use crate::lifecycle::Guard;
-use crate::service::{Call, Handler, Response};
+use crate::pattern::forward::Crossing;
+use crate::service::{Call, Handler, Leash, Response};
+use crate::tls::{Acceptor, Peer, Socket};
 
 /// How long a connection may stay silent before a head, and a head may take. Longer than the 30 s for which peers keep
 /// idle connections, so that the calling side closes first and no call is lost to a race.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(35);
-/// How long a caller may take not one byte of its answer, before its connection is closed.
+/// How long a caller may take not one byte of its answer, before its connection is closed. Sooner if the call's own time
+/// is up.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// What a drain leaves a connection to send the rest of its first head.
 const HALF_HEAD: Duration = Duration::from_secs(1);
@@ -41,6 +50,8 @@ pub struct Door {
     pub name: &'static str,
     /// Takes the calls.
     pub handler: Handler,
+    /// Present: callers show their certificates, and nothing is taken in the clear.
+    pub tls: Option<Acceptor>,
     /// Connections at a time.
     pub connections_max: usize,
     /// Bytes of a request's head; above it the answer is a 431, as it is above hyper's 100 headers.
@@ -53,13 +64,48 @@ pub struct Door {
 
 impl Door {
     /// Serves a connection to its end. A drain lets the call in flight finish and closes an idle connection.
-    pub async fn serve(&self, stream: TcpStream, mut guard: Guard) {
+    pub async fn serve(&self, stream: TcpStream, guard: Guard) {
         self.open.increment(1.0);
+        self.shake(stream, guard).await;
+        self.open.decrement(1.0);
+    }
+
+    /// Finds out who calls and what it speaks.
+    async fn shake(&self, stream: TcpStream, guard: Guard) {
+        let (socket, peer, said) = match &self.tls {
+            None => (Socket::Plain(stream), None, None),
+            Some(tls) => match tls.accept(stream).await {
+                Ok(accepted) => (accepted.socket, Some(accepted.peer), Some(accepted.http2)),
+                Err(_) => return,
+            },
+        };
         let seen = Arc::new(Seen::default());
+        let leash = Leash::new();
+        let mut io = Patient::new(socket, Arc::clone(&leash));
+        let http2 = match said {
+            Some(said) => said,
+            // A caller that says nothing is ended as one whose head does not come.
+            None => match timeout(self.head_timeout, first_bytes(&mut io, guard.clone())).await {
+                Ok(Some(http2)) => http2,
+                _ => return linger(io.into_inner()).await,
+            },
+        };
         let calls = Calls {
             handler: RefCell::new(self.handler.clone()),
             seen: Arc::clone(&seen),
+            peer,
+            // Many calls share an HTTP/2 connection, which must not end with the first of them.
+            leash: (!http2).then_some(leash),
         };
+        if http2 {
+            http2::serve(self, io, calls, guard).await;
+        } else {
+            self.serve_http1(io, calls, guard).await;
+        }
+    }
+
+    async fn serve_http1(&self, io: Patient, calls: Calls, mut guard: Guard) {
+        let seen = Arc::clone(&calls.seen);
         // `max_headers` is left at its default of 100: set, it costs an allocation a call.
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -67,7 +113,7 @@ impl Door {
             .max_header_size(self.head_max)
             // hyper takes no less than 8 KiB.
             .max_buf_size(self.head_max.max(8 << 10))
-            .serve_connection(TokioIo::new(Patient::new(stream)), calls);
+            .serve_connection(TokioIo::new(io), calls);
         let ended = {
             let mut draining = pin!(guard.draining());
             let mut patience: Option<Pin<Box<Sleep>>> = None;
@@ -79,7 +125,7 @@ impl Door {
                 let ended = connection.poll_without_shutdown(cx);
                 // hyper waits for the rest of a first head that began; the whole drain would wait with it.
                 match &mut patience {
-                    Some(patience) if ended.is_pending() && !seen.called.load(Relaxed) => {
+                    Some(patience) if ended.is_pending() && !seen.called() => {
                         patience.as_mut().poll(cx).map(Ok)
                     }
                     _ => ended,
@@ -87,28 +133,41 @@ impl Door {
             })
             .await
         };
-        let stream = connection.into_parts().io.into_inner().into_inner();
+        let parts = connection.into_parts();
+        let socket = parts.io.into_inner().into_inner();
         if let Err(error) = &ended {
             tracing::debug!(door = self.name, %error, "connection ended early");
         }
-        if ended.is_err() && seen.old.load(Relaxed) {
-            // To an HTTP/1.0 caller an orderly end is the body's end: only a reset says that it broke off.
-            let _gone = stream.set_zero_linger();
-        } else {
-            linger(stream).await;
+        let far = seen.crossing().and_then(|crossing| crossing.take());
+        match far {
+            Some(far) if ended.is_ok() => tunnel::join(socket, parts.read_buf, far, guard).await,
+            _ if ended.is_err() && seen.old.load(Relaxed) => {
+                // To an HTTP/1.0 caller an orderly end is the body's end: only a reset says that it broke off.
+                let _gone = socket.tcp().set_zero_linger();
+            }
+            _ => linger(socket).await,
         }
-        self.open.decrement(1.0);
+    }
+}
+
+/// Whether a caller begins as HTTP/2 does; `None` if it is gone, or says nothing until a drain begins.
+async fn first_bytes(io: &mut Patient, mut guard: Guard) -> Option<bool> {
+    tokio::select! {
+        // What is there already goes first: its call was sent before the drain.
+        biased;
+        http2 = io.speaks_http2() => http2.ok(),
+        _end = guard.draining() => None,
     }
 }
 
 /// Closes our half, then reads what still comes for a while.
-async fn linger(mut stream: TcpStream) {
+async fn linger(mut socket: Socket) {
     let read_on = async {
-        stream.shutdown().await?;
+        socket.shutdown().await?;
         let mut scrap = [0; 4096];
         let mut left = LINGER_BYTES;
         loop {
-            let read = stream.read(&mut scrap).await?;
+            let read = socket.read(&mut scrap).await?;
             left = left.saturating_sub(read);
             if read == 0 || left == 0 {
                 return Ok::<(), std::io::Error>(());
@@ -119,19 +178,42 @@ async fn linger(mut stream: TcpStream) {
     let _over = timeout(LINGER, read_on).await;
 }
 
-/// Calls of one connection come one after the other, so the cell is never borrowed twice.
-struct Calls {
+/// Hands the calls of one connection on.
+pub(super) struct Calls {
+    /// Borrowed only while a call is handed over, so never twice at a time.
     handler: RefCell<Handler>,
-    seen: Arc<Seen>,
+    pub(super) seen: Arc<Seen>,
+    peer: Option<Arc<Peer>>,
+    leash: Option<Arc<Leash>>,
 }
 
 /// What a connection has seen of its calls.
 #[derive(Default)]
-struct Seen {
-    /// There was one.
-    called: AtomicBool,
+pub(super) struct Seen {
+    /// How many there were.
+    count: AtomicU64,
     /// The last one was older than HTTP/1.1.
     old: AtomicBool,
+    /// Where the far end is left if the last one asked to switch to another protocol.
+    crossing: Mutex<Option<Crossing>>,
+}
+
+impl Seen {
+    pub(super) fn called(&self) -> bool {
+        self.count.load(Relaxed) > 0
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.count.load(Relaxed)
+    }
+
+    fn crossing(&self) -> Option<Crossing> {
+        self.lock().take()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Crossing>> {
+        self.crossing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl HyperService<http::Request<Incoming>> for Calls {
@@ -139,13 +221,20 @@ impl HyperService<http::Request<Incoming>> for Calls {
     type Error = Infallible;
     type Future = <Handler as Service<Box<Call>>>::Future;
 
-    fn call(&self, request: http::Request<Incoming>) -> Self::Future {
-        self.seen.called.store(true, Relaxed);
-        self.seen
-            .old
-            .store(request.version() < http::Version::HTTP_11, Relaxed);
-        self.handler
-            .borrow_mut()
-            .call(Box::new(Call::new(request.map(Body::incoming))))
+    fn call(&self, mut request: http::Request<Incoming>) -> Self::Future {
+        self.seen.count.fetch_add(1, Relaxed);
+        let old = request.version() < http::Version::HTTP_11;
+        self.seen.old.store(old, Relaxed);
+        let switches =
+            request.method() == Method::CONNECT || request.headers().contains_key(UPGRADE);
+        if switches && request.version() == http::Version::HTTP_11 {
+            let crossing = Crossing::default();
+            request.extensions_mut().insert(crossing.clone());
+            *self.seen.lock() = Some(crossing);
+        }
+        let mut call = Box::new(Call::new(request.map(Body::incoming)));
+        call.peer.clone_from(&self.peer);
+        call.leash.clone_from(&self.leash);
+        self.handler.borrow_mut().call(call)
     }
 }

@@ -3,6 +3,8 @@
 
 pub mod head;
 pub mod http;
+mod http2;
 mod patient;
 pub mod subscription;
 pub mod tcp;
+mod tunnel;

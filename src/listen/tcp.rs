@@ -39,7 +39,7 @@ pub async fn accept(
         let accepted = tokio::select! {
             // Draining goes first: a stopped door takes nothing more, however many knock.
             biased;
-            () = guard.draining() => return,
+            _end = guard.draining() => return,
             accepted = accept_one(&listener, &places) => accepted,
         };
         match accepted {

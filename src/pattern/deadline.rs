@@ -1,10 +1,84 @@
-//! One timer a call, re-armed to whatever comes first.
+//! One deadline a call, taken over from the caller and told to the next hop, and one timer, re-armed to whatever comes
+//! first.
+//!
+//! Between hops a deadline travels as the time that is left, since clocks differ: gRPC has `grpc-timeout` for it (gRPC
+//! over HTTP/2, "Requests"), every other call gets `Wayside-Timeout` in whole milliseconds.
 
 use std::future::{Future, poll_fn};
+use std::io::Write as _;
 use std::pin::{Pin, pin};
 use std::task::Poll;
+use std::time::Duration;
 
+use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::{Instant, Sleep};
+
+use crate::reply::headers::TIMEOUT;
+
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+/// A deadline that is further away is none worth telling.
+const FAR: Duration = Duration::from_secs(60 * 60);
+
+/// When a call that began at `started` must be over: after `whole`, or sooner if its caller said so. What the caller said
+/// is taken out of the headers; [`tell`] writes what is left of it for each try.
+pub fn of(headers: &mut HeaderMap, started: Instant, whole: Duration) -> Instant {
+    let grpc = headers.remove(GRPC_TIMEOUT);
+    let ours = headers.remove(TIMEOUT);
+    let said = [
+        grpc.as_ref().and_then(grpc_timeout),
+        ours.as_ref().and_then(milliseconds),
+    ];
+    let shortest = said.into_iter().flatten().fold(whole, Duration::min);
+    started + shortest
+}
+
+/// Tells the next hop how much time is left.
+pub fn tell(headers: &mut HeaderMap, grpc: bool, deadline: Instant) {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left >= FAR {
+        return;
+    }
+    let millis = left.as_millis().max(1);
+    let (name, unit) = match grpc {
+        // At most eight digits by its grammar, which an hour in milliseconds has not.
+        true => (GRPC_TIMEOUT, "m"),
+        false => (TIMEOUT, ""),
+    };
+    // On the stack: a value is copied once whatever it is made of.
+    let mut text = [0; 16];
+    let mut rest = &mut text[..];
+    if write!(rest, "{millis}{unit}").is_ok() {
+        let left = rest.len();
+        if let Ok(value) = HeaderValue::from_bytes(&text[..text.len() - left]) {
+            headers.insert(name, value);
+        }
+    }
+}
+
+fn milliseconds(value: &HeaderValue) -> Option<Duration> {
+    let text = value.to_str().ok()?;
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| text.parse().ok().map(Duration::from_millis))?
+}
+
+/// One to eight digits and a unit.
+fn grpc_timeout(value: &HeaderValue) -> Option<Duration> {
+    let text = value.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(amount * 3600),
+        "M" => Duration::from_secs(amount * 60),
+        "S" => Duration::from_secs(amount),
+        "m" => Duration::from_millis(amount),
+        "u" => Duration::from_micros(amount),
+        "n" => Duration::from_nanos(amount),
+        _ => return None,
+    })
+}
 
 /// Runs `future` until `at`; `None` when the time came first. The timer is touched only if the future has to wait.
 pub async fn within<F: Future>(
@@ -27,9 +101,49 @@ pub async fn within<F: Future>(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_callers_deadline_shortens_ours_and_never_lengthens_it() {
+        let whole = Duration::from_secs(15);
+        let check = |name: &'static str, value: &'static str, expected: u64| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, HeaderValue::from_static(value));
+            let deadline = of(&mut headers, Instant::now(), whole);
+            assert_eq!(
+                deadline,
+                Instant::now() + Duration::from_millis(expected),
+                "{value}"
+            );
+            assert!(headers.is_empty());
+        };
+        check("wayside-timeout", "250", 250);
+        check("wayside-timeout", "99999999", 15_000);
+        for wrong in ["", "1s", "-1", "1.5", "99999999999999999999999"] {
+            check("wayside-timeout", wrong, 15_000);
+        }
+        check("grpc-timeout", "2S", 2_000);
+        check("grpc-timeout", "20m", 20);
+        check("grpc-timeout", "5000u", 5);
+        check("grpc-timeout", "1H", 15_000);
+        for wrong in ["S", "2", "2s", "123456789m", "2 S", ""] {
+            check("grpc-timeout", wrong, 15_000);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_next_hop_hears_what_is_left() {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        tokio::time::advance(Duration::from_millis(500)).await;
+        let mut headers = HeaderMap::new();
+        tell(&mut headers, false, deadline);
+        assert_eq!(headers[TIMEOUT], "1500");
+        tell(&mut headers, true, deadline);
+        assert_eq!(headers[GRPC_TIMEOUT], "1500m");
+        let mut headers = HeaderMap::new();
+        tell(&mut headers, false, Instant::now() + FAR);
+        assert!(headers.is_empty());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn one_timer_serves_several_waits() {

@@ -100,6 +100,8 @@ impl Deliver {
             trace: delivery.trace.clone(),
             request,
             permit: None,
+            peer: None,
+            leash: None,
         });
         let response = self.forward.call(call).await?;
         let (head, body) = response.into_parts();

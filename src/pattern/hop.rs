@@ -3,7 +3,7 @@
 //! Sources: RFC 9110 sections 7.6.1 (Connection), 7.6.2 (Max-Forwards), 7.6.3 (Via); RFC 9112 section 6 (framing).
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, MAX_FORWARDS, PROXY_AUTHENTICATE,
+    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, MAX_FORWARDS, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
@@ -72,6 +72,9 @@ pub enum Framing {
 /// [`Kind::Loop`] when the call was here before; [`Kind::BadRequest`] for a Connection header that lists too much.
 pub fn clean_request(request: &mut Request, via: &Via) -> Result<Framing, Error> {
     let framing = framing_of(request.body());
+    if request.version() == http::Version::HTTP_2 {
+        join_cookies(request.headers_mut());
+    }
     let method = request.method().clone();
     let headers = request.headers_mut();
     if headers
@@ -111,11 +114,47 @@ pub fn clean_request(request: &mut Request, via: &Via) -> Result<Framing, Error>
 /// # Errors
 /// [`Kind::BadAnswer`] for a Connection header that lists too much.
 pub fn clean_response(headers: &mut HeaderMap) -> Result<(), Error> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    if let Some(first) = codings.next()
+        && (!first.as_bytes().eq_ignore_ascii_case(b"chunked") || codings.next().is_some())
+    {
+        // Taken off here, its bytes would reach the caller as something that they are not.
+        let detail = "the service's answer has a transfer coding other than chunked";
+        return Err(Error::new(Kind::BadAnswer, detail));
+    }
     // With both, chunked is what was read (RFC 9112 section 6.3); passed on with both, hyper would send nothing at all.
     if headers.contains_key(TRANSFER_ENCODING) {
         headers.remove(CONTENT_LENGTH);
     }
     strip(headers).map_err(|error| Error::new(Kind::BadAnswer, error.detail().to_owned()))
+}
+
+/// The protocol that a caller wants to switch to, if this hop lets it: one token, and not HTTP/2, which is spoken with
+/// prior knowledge only.
+pub fn upgrade(request: &Request) -> Option<HeaderValue> {
+    let headers = request.headers();
+    let asked = headers
+        .get_all(CONNECTION)
+        .iter()
+        .any(|line| lists(line, "upgrade"));
+    let token = headers.get(UPGRADE).filter(|_| asked)?;
+    let text = token.to_str().ok()?;
+    let one = !text.contains(',') && !text.trim().is_empty();
+    (one && !text.trim().eq_ignore_ascii_case("h2c")).then(|| token.clone())
+}
+
+/// HTTP/2 may send a Cookie in several lines; everything else wants them in one (RFC 9113 section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let lines: Vec<&[u8]> = headers
+        .get_all(COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if lines.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
 }
 
 /// Counts one hop of a TRACE or OPTIONS down. `true`: this hop is the last and must answer itself.

@@ -22,7 +22,7 @@ use crate::reply::headers::REPR_DIGEST;
 use crate::service::{Request, Response};
 use crate::telemetry::metrics::{Metrics, Outcomes};
 use crate::telemetry::names;
-use crate::upstream::{Endpoint, Upstream};
+use crate::upstream::{Endpoint, Upstream, Version};
 
 /// How long one claim may take, all addresses together; each has a share of it to begin its answer.
 const FETCH: Duration = Duration::from_secs(5);
@@ -210,7 +210,9 @@ impl Hydrate {
         if let Ok(host) = HeaderValue::from_str(&reference.origin) {
             request.headers_mut().insert(HOST, host);
         }
-        let mut connection = upstream.connection(endpoint, limits.connect()?).await?;
+        let mut connection = upstream
+            .connection(endpoint, Version::One, false, limits.connect()?)
+            .await?;
         let answer = timeout_at(limits.head, connection.send(request))
             .await
             .map_err(|_| slow())?;
@@ -221,7 +223,7 @@ impl Hydrate {
                     return Err(failed.error);
                 };
                 connection = upstream
-                    .fresh_connection(endpoint, limits.connect()?)
+                    .fresh_connection(endpoint, Version::One, limits.connect()?)
                     .await?;
                 let again = timeout_at(limits.head, connection.send(*request))
                     .await

@@ -4,6 +4,7 @@ pub mod dead_letter;
 pub mod deadline;
 pub mod deliver;
 pub mod forward;
+pub mod grpc;
 pub mod hop;
 pub mod hydrate;
 pub mod key;

@@ -1,8 +1,8 @@
 //! A request's body on its way out: a caller that falls silent in the middle ends the call, not the worker's patience.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -15,7 +15,13 @@ use crate::error::{Error, Kind};
 
 /// Tells how far a request's body is on its way to the connection.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Sent(Arc<AtomicU8>);
+pub(super) struct Sent(Arc<Progress>);
+
+#[derive(Debug, Default)]
+struct Progress {
+    state: AtomicU8,
+    failure: OnceLock<(Kind, String)>,
+}
 
 /// The service takes what there is, or is slow to; the start.
 const FLOWING: u8 = 0;
@@ -27,12 +33,30 @@ const COMPLETE: u8 = 2;
 impl Sent {
     /// Whether the last byte was handed over.
     pub(super) fn is_complete(&self) -> bool {
-        self.0.load(Relaxed) == COMPLETE
+        self.0.state.load(Relaxed) == COMPLETE
     }
 
     /// Whether the next byte is the caller's to send.
     pub(super) fn waits_for_caller(&self) -> bool {
-        self.0.load(Relaxed) == WAITING
+        self.0.state.load(Relaxed) == WAITING
+    }
+
+    /// Why the caller's body ended before its time. On HTTP/2 the connection does not tell.
+    pub(super) fn failure(&self) -> Option<Error> {
+        let (kind, detail) = self.0.failure.get()?;
+        Some(Error::new(*kind, detail.clone()))
+    }
+
+    fn is(&self, state: u8) {
+        self.0.state.store(state, Relaxed);
+    }
+
+    fn failed(&self, error: &Error) {
+        // The first failure is the one that counts.
+        let _later = self
+            .0
+            .failure
+            .set((error.kind(), error.detail().to_owned()));
     }
 }
 
@@ -73,15 +97,16 @@ impl HttpBody for Paced {
         match Pin::new(&mut *this.inner).poll_frame(cx) {
             Poll::Ready(frame) => {
                 *this.waiting = false;
-                if frame.is_none() || this.inner.is_end_stream() {
-                    this.sent.0.store(COMPLETE, Relaxed);
-                } else {
-                    this.sent.0.store(FLOWING, Relaxed);
+                match &frame {
+                    Some(Err(error)) => this.sent.failed(error),
+                    None => this.sent.is(COMPLETE),
+                    Some(Ok(_)) if this.inner.is_end_stream() => this.sent.is(COMPLETE),
+                    Some(Ok(_)) => this.sent.is(FLOWING),
                 }
                 Poll::Ready(frame)
             }
             Poll::Pending => {
-                this.sent.0.store(WAITING, Relaxed);
+                this.sent.is(WAITING);
                 // Armed once per silence, not once per poll.
                 if !std::mem::replace(this.waiting, true) {
                     this.timer.as_mut().reset(Instant::now() + *this.idle);
@@ -91,7 +116,9 @@ impl HttpBody for Paced {
                         "no byte of the body came for {}",
                         humantime::format_duration(*this.idle)
                     );
-                    Some(Err(Error::new(Kind::CallerTimeout, detail)))
+                    let error = Error::new(Kind::CallerTimeout, detail);
+                    this.sent.failed(&error);
+                    Some(Err(error))
                 })
             }
         }

@@ -5,6 +5,7 @@
 //! half an answer for a whole one.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,7 +17,8 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::paced::Sent;
 use crate::error::{Error, Kind};
 use crate::service::Permit;
-use crate::upstream::{Connection, Open};
+use crate::telemetry::trace::Trace;
+use crate::upstream::{Connection, Open, Place, Upstream};
 
 /// Limits of an answer's body.
 #[derive(Debug, Clone, Copy)]
@@ -32,8 +34,11 @@ pub(super) struct Held {
     pub(super) connection: Option<Connection>,
     /// Tells when the request is through; `None` for one without a body.
     pub(super) sent: Option<Sent>,
+    pub(super) upstream: Arc<Upstream>,
+    pub(super) trace: Trace,
     pub(super) _open: Open,
     pub(super) _permit: Option<Permit>,
+    pub(super) _place: Place,
 }
 
 impl Held {
@@ -45,6 +50,16 @@ impl Held {
             connection.release();
         }
     }
+
+    /// The answer broke off.
+    fn cut(&self, error: &Error) {
+        self.upstream.cut();
+        if let (Kind::Reset, Some(connection)) = (error.kind(), &self.connection) {
+            self.upstream.failed(connection.endpoint());
+        }
+        let (service, trace) = (&self.upstream.name, self.trace.id());
+        tracing::warn!(service, %error, trace, "an answer was cut short");
+    }
 }
 
 pin_project_lite::pin_project! {
@@ -52,6 +67,8 @@ pin_project_lite::pin_project! {
     pub(super) struct Relay {
         #[pin]
         incoming: Incoming,
+        // Looked at before, and the first to go.
+        first: Option<Frame<Bytes>>,
         #[pin]
         timer: Sleep,
         limits: Limits,
@@ -62,9 +79,15 @@ pin_project_lite::pin_project! {
 
 impl Relay {
     /// Wraps the body of an answer that has one.
-    pub(super) fn new(incoming: Incoming, limits: Limits, held: Held) -> Self {
+    pub(super) fn new(
+        incoming: Incoming,
+        first: Option<Frame<Bytes>>,
+        limits: Limits,
+        held: Held,
+    ) -> Self {
         Self {
             incoming,
+            first,
             timer: sleep_until(limits.deadline),
             limits,
             waiting: false,
@@ -85,10 +108,14 @@ impl HttpBody for Relay {
         // Looked at for each frame: a caller that reads slowly always finds one ready, and the timer is never polled.
         if Instant::now() >= this.limits.deadline {
             let error = Error::new(Kind::Deadline, "the answer's body took too long");
-            tracing::warn!(%error, "an answer was cut short");
+            this.held.cut(&error);
             return Poll::Ready(Some(Err(error)));
         }
-        match this.incoming.as_mut().poll_frame(cx) {
+        let polled = match this.first.take() {
+            Some(frame) => Poll::Ready(Some(Ok(frame))),
+            None => this.incoming.as_mut().poll_frame(cx),
+        };
+        match polled {
             Poll::Ready(Some(Ok(frame))) => {
                 *this.waiting = false;
                 if this.incoming.is_end_stream() {
@@ -98,7 +125,7 @@ impl HttpBody for Relay {
             }
             Poll::Ready(Some(Err(cause))) => {
                 let error = Error::new(Kind::Reset, "the answer broke off").because(cause);
-                tracing::warn!(%error, "an answer was cut short");
+                this.held.cut(&error);
                 Poll::Ready(Some(Err(error)))
             }
             Poll::Ready(None) => {
@@ -112,7 +139,7 @@ impl HttpBody for Relay {
                 }
                 this.timer.poll(cx).map(|()| {
                     let error = Error::new(Kind::Deadline, "the answer's body took too long");
-                    tracing::warn!(%error, "an answer was cut short");
+                    this.held.cut(&error);
                     Some(Err(error))
                 })
             }
@@ -120,10 +147,13 @@ impl HttpBody for Relay {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.first.is_none() && self.incoming.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        match &self.first {
+            None => self.incoming.size_hint(),
+            Some(_) => SizeHint::default(),
+        }
     }
 }

@@ -94,6 +94,12 @@ impl Replay {
         }))
     }
 
+    /// Whether the beginning is still kept, so that there can be a further try.
+    pub(super) fn is_whole(&self) -> bool {
+        let kept = self.lock();
+        !(kept.overgrown || kept.broken)
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -12,19 +12,25 @@ pub enum Failure {
     Error(error::Retry),
     /// An answer came, with this status.
     Status(u16),
+    /// An answer came that says gRPC's UNAVAILABLE.
+    Unavailable,
 }
 
 /// Where the call stands.
 #[derive(Debug, Clone, Copy)]
 pub struct Standing {
-    /// Tries made so far, at least one.
-    pub made: u32,
+    /// Tries that were sent so far. What never left costs nobody anything and does not count.
+    pub sent: u32,
+    /// What the last of them ended in.
+    pub last_sent: Option<Failure>,
     /// Running the call twice does no harm.
     pub idempotent: bool,
     /// An address is left that was not tried.
     pub untried_left: bool,
     /// Time left until the call's deadline.
     pub left: Duration,
+    /// How long the service wants to be left alone (`Retry-After`).
+    pub rest: Option<Duration>,
 }
 
 /// What to do next.
@@ -40,23 +46,28 @@ pub enum Next {
 
 /// Decides. `luck` is uniform in 0..1.
 pub fn decide(rule: &Retry, failure: Failure, standing: Standing, luck: f64) -> Next {
+    if failure == Failure::Error(error::Retry::NeverSent) {
+        return match standing.last_sent {
+            // Any address will do that was not asked, whatever the method and however many refused.
+            _ if standing.untried_left => Next::Now,
+            // Every address refused: waiting would only make the caller wait.
+            None => Next::GiveUp,
+            // Others refuse, but one took the call: what that ended in decides.
+            Some(earlier) => decide(rule, earlier, standing, luck),
+        };
+    }
     let allowed = match failure {
-        Failure::Error(error::Retry::Never) => false,
-        Failure::Error(error::Retry::NeverSent) => true,
-        Failure::Error(error::Retry::NoAnswer) => standing.idempotent,
+        Failure::Error(error::Retry::NoAnswer) | Failure::Unavailable => standing.idempotent,
+        Failure::Error(_) => false,
         Failure::Status(status) => standing.idempotent && rule.statuses.contains(&status),
     };
-    if !allowed || standing.made >= rule.attempts {
+    if !allowed || standing.sent >= rule.attempts {
         return Next::GiveUp;
     }
     if standing.untried_left {
         return Next::Now;
     }
-    if failure == Failure::Error(error::Retry::NeverSent) {
-        // Every address refused: waiting would only make the caller wait.
-        return Next::GiveUp;
-    }
-    let wait = wait(rule.backoff, standing.made, luck);
+    let wait = wait(rule.backoff, standing.sent, luck).max(standing.rest.unwrap_or_default());
     if wait < standing.left {
         Next::After(wait)
     } else {
@@ -64,7 +75,7 @@ pub fn decide(rule: &Retry, failure: Failure, standing: Standing, luck: f64) -> 
     }
 }
 
-/// The wait before try `made + 1`: uniform between `first` and a ceiling that doubles from twice `first` to `longest`.
+/// The wait after `made` tries: uniform between `first` and a ceiling that doubles from twice `first` to `longest`.
 /// Never shorter than `first`, which is what the configuration calls it, and never the same for two callers.
 pub fn wait(backoff: Backoff, made: u32, luck: f64) -> Duration {
     let ceiling = backoff
@@ -96,10 +107,12 @@ mod tests {
 
     fn standing() -> Standing {
         Standing {
-            made: 1,
+            sent: 1,
+            last_sent: None,
             idempotent: true,
             untried_left: true,
             left: Duration::from_secs(1),
+            rest: None,
         }
     }
 
@@ -126,13 +139,9 @@ mod tests {
 
     #[test]
     fn the_first_try_counts_as_an_attempt() {
-        let check = |made| {
-            decide(
-                &rule(),
-                Failure::Status(503),
-                Standing { made, ..standing() },
-                1.0,
-            )
+        let check = |sent| {
+            let standing = Standing { sent, ..standing() };
+            decide(&rule(), Failure::Status(503), standing, 1.0)
         };
         assert_eq!(check(2), Next::Now);
         assert_eq!(check(3), Next::GiveUp);
@@ -155,6 +164,15 @@ mod tests {
             Next::GiveUp,
             "all refuse: at once"
         );
+        let taken = Standing {
+            last_sent: Some(reset),
+            ..alone
+        };
+        assert_eq!(
+            decide(&rule(), refused, taken, 1.0),
+            Next::After(Duration::from_millis(50)),
+            "one took the call and broke off: not all refuse"
+        );
         let late = Standing {
             left: Duration::from_millis(25),
             ..alone
@@ -164,6 +182,31 @@ mod tests {
             Next::GiveUp,
             "no time is left"
         );
+    }
+
+    #[test]
+    fn what_never_left_goes_to_every_other_address_and_uses_no_attempt_up() {
+        let refused = Failure::Error(error::Retry::NeverSent);
+        let once = Retry {
+            attempts: 1,
+            ..rule()
+        };
+        assert_eq!(decide(&once, refused, standing(), 1.0), Next::Now);
+    }
+
+    #[test]
+    fn a_service_that_wants_rest_gets_it_if_there_is_time() {
+        let check = |rest| {
+            let standing = Standing {
+                untried_left: false,
+                rest: Some(Duration::from_millis(rest)),
+                ..standing()
+            };
+            decide(&rule(), Failure::Status(503), standing, 0.0)
+        };
+        assert_eq!(check(0), Next::After(RULE.first));
+        assert_eq!(check(400), Next::After(Duration::from_millis(400)));
+        assert_eq!(check(1_000), Next::GiveUp);
     }
 
     #[test]

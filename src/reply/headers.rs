@@ -12,6 +12,10 @@ pub const ATTEMPT: HeaderName = HeaderName::from_static("wayside-attempt");
 pub const CLAIM: HeaderName = HeaderName::from_static("wayside-claim");
 /// On an app's answer to a delivery: its verdict in a word, above its status.
 pub const VERDICT: HeaderName = HeaderName::from_static("wayside-verdict");
+/// On a forwarded call: whole milliseconds until its caller gives up.
+pub const TIMEOUT: HeaderName = HeaderName::from_static("wayside-timeout");
+/// W3C Server Timing.
+pub const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 /// RFC 9209.
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 /// RFC 9530 section 3.

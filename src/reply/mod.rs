@@ -2,4 +2,5 @@
 
 pub mod accepted;
 pub mod headers;
+pub mod peers;
 pub mod rescue;

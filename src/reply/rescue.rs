@@ -38,14 +38,7 @@ pub fn respond(error: &Error, who: &str, trace: &str) -> Response {
         CONTENT_TYPE,
         HeaderValue::from_static("application/problem+json"),
     );
-    let status = format!(
-        "{who}; error={}; details=\"{}\"",
-        proxy_status(kind),
-        kind.word()
-    );
-    if let Ok(value) = HeaderValue::from_str(&status) {
-        headers.insert(PROXY_STATUS, value);
-    }
+    headers.extend(status_line(kind, who).map(|value| (PROXY_STATUS, value)));
     if kind == Kind::MethodNotAllowed {
         // A MUST of RFC 9110 section 15.5.6. Whatever we serve ourselves is read, but for `POST /drain`.
         headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -55,6 +48,60 @@ pub fn respond(error: &Error, who: &str, trace: &str) -> Response {
         headers.insert(RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
     }
     response
+}
+
+/// Turns a refusal into the answer that a gRPC caller understands: 200 with its status in the head ("Trailers-Only").
+pub fn respond_grpc(error: &Error, who: &str) -> Response {
+    let mut response = Response::new(Body::empty());
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", HeaderValue::from(grpc_status(error.kind())));
+    let message = percent_encoded(&format!("{}: {}", error.kind().word(), error.detail()));
+    if let Ok(message) = HeaderValue::from_str(&message) {
+        headers.insert("grpc-message", message);
+    }
+    headers.extend(status_line(error.kind(), who).map(|value| (PROXY_STATUS, value)));
+    response
+}
+
+/// What stands in `grpc-message` (PROTOCOL-HTTP2.md, "Responses").
+fn percent_encoded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b' '..=b'$' | b'&'..=b'~' => out.push(char::from(byte)),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+fn status_line(kind: Kind, who: &str) -> Option<HeaderValue> {
+    let (error, word) = (proxy_status(kind), kind.word());
+    HeaderValue::from_str(&format!("{who}; error={error}; details=\"{word}\"")).ok()
+}
+
+/// The codes of gRPC: whoever sees 14 (UNAVAILABLE) may try again.
+fn grpc_status(kind: Kind) -> u16 {
+    match kind {
+        Kind::Deadline | Kind::CallerTimeout => 4,
+        Kind::NotAllowed => 7,
+        Kind::RateLimited | Kind::BodyTooLarge | Kind::RecordTooLarge => 8,
+        Kind::NoRoute | Kind::NotFound | Kind::MethodNotAllowed | Kind::NotImplemented => 12,
+        Kind::Internal | Kind::BadAnswer | Kind::ClaimDamaged | Kind::Loop => 13,
+        Kind::BadRequest | Kind::NotJson | Kind::KeyMissing | Kind::TargetTooLong => 3,
+        Kind::CallerGone | Kind::CallerLeft => 1,
+        Kind::Unknown | Kind::Expired => 5,
+        Kind::Overloaded
+        | Kind::Unresolved
+        | Kind::Unreachable
+        | Kind::TlsFailed
+        | Kind::Reset
+        | Kind::BrokerAway
+        | Kind::TopicUnknown
+        | Kind::BrokerRefused
+        | Kind::ClaimStore => 14,
+    }
 }
 
 fn title(kind: Kind) -> &'static str {
@@ -69,9 +116,13 @@ fn title(kind: Kind) -> &'static str {
         Kind::BodyTooLarge => "The body is too large",
         Kind::CallerTimeout => "The request came too slowly",
         Kind::CallerGone => "The request broke off",
+        Kind::CallerLeft => "The caller left",
         Kind::NotJson => "The body is not JSON",
         Kind::KeyMissing => "The call lacks its key",
         Kind::Overloaded => "Too much at once",
+        Kind::RateLimited => "Too many calls in a time",
+        Kind::NotAllowed => "The caller may not do this",
+        Kind::TlsFailed => "The service could not be trusted",
         Kind::Unresolved => "The service has no address",
         Kind::Unreachable => "The service takes no connection",
         Kind::Reset => "The service broke the connection",
@@ -92,15 +143,20 @@ fn title(kind: Kind) -> &'static str {
 /// The error types of RFC 9209 section 2.3.
 fn proxy_status(kind: Kind) -> &'static str {
     match kind {
-        Kind::BadRequest | Kind::CallerGone | Kind::NotJson | Kind::KeyMissing => {
-            "http_request_error"
-        }
+        Kind::BadRequest
+        | Kind::CallerGone
+        | Kind::CallerLeft
+        | Kind::NotJson
+        | Kind::KeyMissing => "http_request_error",
         Kind::NoRoute | Kind::NotFound | Kind::Unknown | Kind::Expired => "destination_not_found",
         Kind::MethodNotAllowed
         | Kind::NotImplemented
         | Kind::TargetTooLong
         | Kind::BodyTooLarge
+        | Kind::NotAllowed
+        | Kind::RateLimited
         | Kind::RecordTooLarge => "http_request_denied",
+        Kind::TlsFailed => "tls_certificate_error",
         Kind::Loop => "proxy_loop_detected",
         Kind::CallerTimeout => "http_request_error",
         Kind::Overloaded => "connection_limit_reached",

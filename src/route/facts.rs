@@ -2,13 +2,13 @@
 
 use std::borrow::Cow;
 
-use http::Method;
 use http::header::HOST;
+use http::{HeaderMap, Method};
 
 use crate::service::Request;
 
 /// The parts of a call that a match can name.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Facts<'a> {
     /// In lower case, without its port; empty for HTTP/1.0 without a Host.
     pub host: Cow<'a, str>,
@@ -16,6 +16,10 @@ pub struct Facts<'a> {
     pub method: &'a Method,
     /// In canonical form, without the query.
     pub path: &'a str,
+    /// As sent; empty for none.
+    pub query: &'a str,
+    /// As sent.
+    pub headers: &'a HeaderMap,
 }
 
 impl<'a> Facts<'a> {
@@ -30,6 +34,8 @@ impl<'a> Facts<'a> {
             host: bare_host(host),
             method: request.method(),
             path: request.uri().path(),
+            query: request.uri().query().unwrap_or(""),
+            headers: request.headers(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The routes in file order; the first match wins.
 
 use super::facts::Facts;
+use super::index::Index;
 use super::matcher::{self, Mismatch};
 use crate::config::model::{Match, Route};
 
@@ -19,24 +20,28 @@ pub enum Verdict {
 #[derive(Debug, Default)]
 pub struct Table {
     rules: Vec<(String, Match)>,
+    index: Index,
 }
 
 impl Table {
     /// Compiles the table; positions are those of `routes`.
     pub fn new(routes: &[Route]) -> Self {
-        Self {
-            rules: routes
-                .iter()
-                .map(|route| (route.name.clone(), route.matches.clone()))
-                .collect(),
-        }
+        let named = routes
+            .iter()
+            .map(|route| (route.name.clone(), route.matches.clone()));
+        Self::of(named.collect())
+    }
+
+    fn of(rules: Vec<(String, Match)>) -> Self {
+        let index = Index::new(rules.iter().map(|(_, rule)| rule));
+        Self { rules, index }
     }
 
     /// The position of the route that takes a call.
     pub fn find(&self, facts: &Facts<'_>) -> Option<usize> {
-        self.rules
-            .iter()
-            .position(|(_, rule)| matcher::takes(rule, facts))
+        self.index.first(&facts.host, facts.path, |at| {
+            matcher::takes(&self.rules[at].1, facts)
+        })
     }
 
     /// What each route says to a call, in order.
@@ -68,11 +73,14 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use std::borrow::Cow;
+    use std::sync::LazyLock;
 
-    use http::Method;
+    use http::{HeaderMap, Method};
 
     use super::*;
-    use crate::config::model::{HostPattern, PathPattern};
+    use crate::config::model::{HostPattern, MatchHeader, PathPattern, Wanted};
+
+    static NO_HEADERS: LazyLock<HeaderMap> = LazyLock::new(HeaderMap::new);
 
     fn table(rules: &[(&str, Option<HostPattern>, PathPattern, &[Method])]) -> Table {
         let rule =
@@ -81,12 +89,11 @@ mod tests {
                     host: host.clone(),
                     methods: methods.to_vec(),
                     path: path.clone(),
+                    ..Match::default()
                 };
                 ((*name).to_owned(), rule)
             };
-        Table {
-            rules: rules.iter().map(rule).collect(),
-        }
+        Table::of(rules.iter().map(rule).collect())
     }
 
     fn facts<'a>(method: &'a Method, host: &'a str, path: &'a str) -> Facts<'a> {
@@ -94,6 +101,8 @@ mod tests {
             host: Cow::Borrowed(host),
             method,
             path,
+            query: "",
+            headers: &NO_HEADERS,
         }
     }
 
@@ -122,10 +131,7 @@ mod tests {
         assert_eq!(check(Method::POST, "billing", "/invoices"), Some(1));
         assert_eq!(check(Method::POST, "rates", "/"), Some(2));
         let verdicts = table.explain(&facts(&Method::POST, "billing", "/invoices"));
-        assert!(matches!(
-            verdicts[0],
-            Verdict::Passes(Mismatch::Method { .. })
-        ));
+        assert!(matches!(&verdicts[0], Verdict::Passes(mismatch) if mismatch.nearness() == 2));
         assert_eq!(verdicts[1..], [Verdict::Takes, Verdict::NotAsked]);
     }
 
@@ -154,5 +160,105 @@ mod tests {
         );
         assert_eq!(table.find(&facts(&Method::GET, "a.shop", "/")), Some(0));
         assert_eq!(table.find(&facts(&Method::GET, ".shop", "/")), None);
+    }
+
+    #[test]
+    fn the_index_finds_what_asking_every_route_in_turn_would_find() {
+        let random = fastrand::Rng::with_seed(7);
+        let mut random = random;
+        let word = |random: &mut fastrand::Rng| ["a", "b", "c", ""][random.usize(..4)].to_owned();
+        let path = |random: &mut fastrand::Rng| {
+            let count = random.usize(1..4);
+            (0..count)
+                .map(|_| format!("/{}", word(random)))
+                .collect::<String>()
+        };
+        for _ in 0..300 {
+            let rule = |random: &mut fastrand::Rng| {
+                let host = match random.usize(..3) {
+                    0 => None,
+                    1 => Some(HostPattern::Exact(
+                        ["x", "x.y", "y"][random.usize(..3)].into(),
+                    )),
+                    _ => Some(HostPattern::Suffix(
+                        [".y", ".z.y"][random.usize(..2)].into(),
+                    )),
+                };
+                let rule = match random.usize(..4) {
+                    0 => PathPattern::Any,
+                    1 => PathPattern::Exact(path(random)),
+                    2 => PathPattern::Prefix(path(random)),
+                    _ => PathPattern::Template {
+                        segments: (0..random.usize(1..4))
+                            .map(|_| random.bool().then(|| word(random)))
+                            .collect(),
+                        names: Vec::new(),
+                        open: random.bool(),
+                    },
+                };
+                let methods = if random.bool() {
+                    vec![Method::GET]
+                } else {
+                    vec![]
+                };
+                let rule = Match {
+                    host,
+                    methods,
+                    path: rule,
+                    ..Match::default()
+                };
+                (String::new(), rule)
+            };
+            let table = Table::of((0..12).map(|_| rule(&mut random)).collect());
+            for _ in 0..50 {
+                let path = path(&mut random);
+                let host = ["x", "x.y", "y", "z.y", "a.z.y", "q"][random.usize(..6)];
+                let method = if random.bool() {
+                    Method::GET
+                } else {
+                    Method::POST
+                };
+                let facts = facts(&method, host, &path);
+                let one_by_one = table
+                    .rules
+                    .iter()
+                    .position(|(_, rule)| matcher::takes(rule, &facts));
+                assert_eq!(table.find(&facts), one_by_one, "{host}{path}");
+            }
+        }
+    }
+
+    #[test]
+    fn headers_and_parameters_are_looked_at_and_a_header_that_differs_is_not_shown() {
+        let rule = Match {
+            headers: vec![MatchHeader {
+                name: http::HeaderName::from_static("x-key"),
+                wanted: Wanted::Prefix("k-".into()),
+            }],
+            query: vec![("v".into(), Wanted::Exact("2".into()))],
+            ..Match::default()
+        };
+        let table = Table::of(vec![("a".into(), rule)]);
+        let mut headers = HeaderMap::new();
+        let check = |headers: &HeaderMap, query: &str| {
+            let facts = Facts {
+                query,
+                headers,
+                ..facts(&Method::GET, "x", "/")
+            };
+            match table.nearest(&facts) {
+                Some((_, mismatch)) => Err(mismatch.to_string()),
+                None => Ok(table.find(&facts)),
+            }
+        };
+        let missing = "its header x-key is k-*, the call's is none".to_owned();
+        assert_eq!(check(&headers, "v=2"), Err(missing));
+        headers.insert("x-key", http::HeaderValue::from_static("secret"));
+        let other = "its header x-key is k-*, the call's is another".to_owned();
+        assert_eq!(check(&headers, "v=2"), Err(other));
+        headers.append("x-key", http::HeaderValue::from_static("k-7"));
+        let parameter = "its parameter v is 2, the call's is none".to_owned();
+        assert_eq!(check(&headers, "a=2"), Err(parameter));
+        assert_eq!(check(&headers, "a=2&v=2"), Ok(Some(0)));
     }
 }

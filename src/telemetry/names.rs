@@ -30,14 +30,26 @@ names! {
     IN_FLIGHT = "wayside_calls_in_flight", "calls that have no complete answer yet";
     /// Label: `door`.
     CONNECTIONS = "wayside_connections", "open connections of a door";
-    /// Labels: `service`, `reason` (`never-sent`, `no-answer`, `status`).
+    /// Labels: `service`, `reason` (`never-sent`, `no-answer`, `status`, `lost-race`).
     RETRIES = "wayside_retries_total", "tries repeated";
     /// Label: `service`.
     CONNECTS = "wayside_connects_total", "connections opened to a service";
     /// Label: `service`.
     CONNECT_FAILURES = "wayside_connect_failures_total", "connections that a service did not take";
     /// Label: `service`.
+    ANSWERS_CUT = "wayside_answers_cut_total", "answers that broke off after they began";
+    /// Label: `service`.
     ADDRESSES = "wayside_addresses", "addresses that a service has now";
+    /// Label: `service`.
+    ADDRESSES_OUT = "wayside_addresses_out", "addresses that are left out: ejected, or ill by a health check";
+    /// Label: `service`.
+    EJECTIONS = "wayside_ejections_total", "times that an address was left out for failing calls";
+    /// Labels: `side` (`door`, `service`), `name`, `reason`.
+    TLS_FAILURES = "wayside_tls_failures_total", "handshakes that failed";
+    /// Labels: `tls`, `result` (`ok`, `refused`).
+    TLS_RELOADS = "wayside_tls_reloads_total", "changed certificate files, by whether they were taken";
+    /// Label: `door`.
+    INTERIM = "wayside_interim_answers_dropped_total", "interim answers (1xx) that were not passed on";
     /// Labels: `topic`, `outcome` (`replicated`, or the word of the refusal).
     PUBLISHED = "wayside_published_total", "messages given to the broker, by how that ended";
     /// Label: `topic`.

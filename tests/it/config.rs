@@ -66,11 +66,11 @@ fn reference_keys(text: &str) -> Vec<(usize, String, String)> {
         let indent = line.len() - body.len() + if item { 2 } else { 0 };
         above.retain(|(depth, _)| *depth < indent);
         let mut path = above.last().map_or(String::new(), |(_, path)| path.clone());
-        let listed = path == "outbound.routes" || path == "subscriptions";
+        let listed = ["outbound.routes", "subscriptions", "inbound.allow"].contains(&path.as_str());
         if listed {
             path.push_str("[]");
         }
-        let named = path == "services" || path == "claims";
+        let named = ["services", "claims", "tls"].contains(&path.as_str());
         let word = if named { "*" } else { key };
         let path = if path.is_empty() {
             word.to_owned()
@@ -166,6 +166,7 @@ fn the_reference_has_every_accepted_key_and_no_other() {
     let free = [
         "services.*",
         "claims.*",
+        "tls.*",
         "kafka.properties.compression.type",
     ];
     expected.extend(free.map(str::to_owned));

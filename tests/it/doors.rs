@@ -171,7 +171,8 @@ async fn the_inbound_door_gives_calls_to_the_app_once() {
     let mut statuses = Vec::new();
     for _ in 0..3 {
         statuses.push(
-            get("any", "/")
+            post("any", "/")
+                .body("x")
                 .send(sidecar.inbound())
                 .await
                 .status
@@ -409,7 +410,7 @@ async fn what_is_not_http_is_closed_and_harms_nobody() {
         &hello[..],
         b"\0\0\0\0\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n",
         b"GET /\xff\xfe HTTP/1.1\r\nhost: billing\r\n\r\n",
         b"GET / HTTP/1.1\r\nhost: billing\r\nx: \0\r\n\r\n",
         b"GET / HTTP/1.1\r\nhost : billing\r\n\r\n",
@@ -465,6 +466,7 @@ async fn served(handler: Handler, mut caller: impl AsyncFnMut(&mut Wire)) -> Dur
     caller(&mut wire).await;
     let (stream, _) = listener.accept().await.expect("a connection waits");
     let door = Door {
+        tls: None,
         name: "outbound",
         handler,
         connections_max: 1,

@@ -13,14 +13,15 @@ const FILE_LINES_MAX: usize = 600;
 const ARROWS: &[(&str, &[&str])] = &[
     (
         "listen",
-        &["route", "pattern", "kafka", "messages", "reply"],
+        &["route", "pattern", "kafka", "messages", "reply", "tls"],
     ),
     ("route", &[]),
     (
         "pattern",
         &["upstream", "kafka", "claims", "messages", "reply"],
     ),
-    ("upstream", &[]),
+    ("upstream", &["tls"]),
+    ("tls", &[]),
     ("kafka", &[]),
     ("claims", &[]),
     ("messages", &[]),
@@ -31,7 +32,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("lifecycle", &[]),
     ("body", &[]),
     ("error", &[]),
-    ("service", &[]),
+    // A call says who its caller is.
+    ("service", &["tls"]),
 ];
 
 /// What everything may name.

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
+use super::{Around, tls};
 use crate::config::address::{arrives_at, collide, parse_listen};
 use crate::config::model::{Config, Inbound};
 use crate::config::read::{At, Map};
@@ -21,13 +22,22 @@ pub(super) fn listen(at: &At<'_>) -> Option<SocketAddr> {
 }
 
 /// Reads `inbound`.
-pub(super) fn inbound(at: &At<'_>) -> Option<Inbound> {
+pub(super) fn inbound(at: &At<'_>, around: &Around) -> Option<Inbound> {
     let map = at.map(&INBOUND)?;
-    if at.peek("allow").is_none() {
-        at.warning("there is no `allow`: everyone who reaches this port may call the app");
+    let listen = map.need("listen", listen);
+    let encrypted = map.find("tls").is_some();
+    let tls = map.maybe("tls", |at| tls::identity(at, around));
+    let allow = map.maybe("allow", |at| tls::allow(at, encrypted));
+    if map.find("allow").is_none() {
+        at.warning(match encrypted {
+            true => "there is no `allow`: everyone with a certificate of the CA may call the app",
+            false => "there is no `allow`: everyone who reaches this port may call the app",
+        });
     }
     Some(Inbound {
-        listen: map.need("listen", listen)?,
+        listen: listen?,
+        tls: tls?,
+        allow: allow?,
     })
 }
 

@@ -14,6 +14,7 @@ mod retry;
 mod services;
 mod slim;
 mod subscriptions;
+mod tls;
 
 use super::address::parse_address;
 use super::diagnostic::Collector;
@@ -27,6 +28,7 @@ use super::words::FILE;
 struct Around {
     service: Option<String>,
     services: Option<Vec<String>>,
+    identities: Option<Vec<String>>,
     claims: Option<Vec<String>>,
     /// Bytes that each store of `claims` takes; shorter than `claims` if one is wrong.
     claims_max: Vec<u64>,
@@ -44,18 +46,20 @@ pub(super) fn config(
     let app = file.maybe("app", |at| {
         at.parse("an address such as 127.0.0.1:8080", parse_address)
     });
-    let services = file.or("services", Vec::new(), services::services);
+    let identities = file.or("tls", Vec::new(), tls::identities);
     let kafka = file.maybe("kafka", kafka::kafka);
     let claims = file.or("claims", Vec::new(), claims::claims);
     let around = Around {
         service: service.clone(),
         services: file.or("services", Vec::new(), |at| at.keys()),
+        identities: file.or("tls", Vec::new(), |at| at.keys()),
         claims: file.or("claims", Vec::new(), |at| at.keys()),
         claims_max: claims.iter().flatten().map(|store| store.max).collect(),
         queue_max: kafka.iter().flatten().map(|kafka| kafka.queue_max).next(),
     };
+    let services = file.or("services", Vec::new(), |at| services::services(at, &around));
     let outbound = file.maybe("outbound", |at| outbound::outbound(at, &around));
-    let inbound = file.maybe("inbound", doors::inbound);
+    let inbound = file.maybe("inbound", |at| doors::inbound(at, &around));
     let subscriptions = file.or("subscriptions", Vec::new(), |at| {
         subscriptions::subscriptions(at, &around)
     });
@@ -64,6 +68,7 @@ pub(super) fn config(
     let admin = doors::admin(&file);
     let drain = process::drain(&file);
     let limits = process::limits(&file);
+    let dns = process::dns(&file);
     needed_sections(&file);
     claims_are_reached(&file);
     let config = Config {
@@ -73,6 +78,8 @@ pub(super) fn config(
         inbound: inbound?,
         subscriptions: subscriptions?,
         services: services?,
+        tls: identities?,
+        dns: dns?,
         kafka: kafka?,
         claims: claims?,
         messages: messages?,

@@ -5,14 +5,21 @@ use std::collections::HashMap;
 use http::Method;
 
 use super::{Around, doors, forward, publish};
-use crate::config::model::{HostPattern, Match, Outbound, PathPattern, Pattern, Route};
-use crate::config::names::{parse_method, parse_name};
-use crate::config::patterns::{parse_host_rule, parse_path_rule};
+use crate::config::diagnostic::Invalid;
+use crate::config::model::{
+    HostPattern, Match, MatchHeader, Outbound, PathPattern, Pattern, Route, Wanted,
+};
+use crate::config::names::{parse_header, parse_method, parse_name};
+use crate::config::patterns::{parse_host_rule, parse_path_rule, parse_wanted};
 use crate::config::read::{At, Map, all};
 use crate::config::words::{MATCH, OUTBOUND, ROUTE};
 
-/// Routes of one file, at most; they are tried one after the other.
-const ROUTES_MAX: usize = 1000;
+/// Routes of one file, at most. How many there are does not matter to a call: they are found by host and path.
+const ROUTES_MAX: usize = 20_000;
+/// Headers or parameters of one match, at most.
+const FIELDS_MAX: usize = 16;
+/// Routes that are compared with all earlier ones; a longer file is not searched for routes that are never reached.
+const COVERS_MAX: usize = 1000;
 /// Methods of one match, at most: as many as are registered.
 const METHODS_MAX: usize = 40;
 
@@ -43,7 +50,7 @@ fn routes(at: &At<'_>, around: &Around) -> Option<Vec<Route>> {
             let at = at.peek("name").unwrap_or_else(|| at.clone());
             at.error(format!("the route in line {line} has this name already"));
         }
-        let mut earlier = routes[..index].iter().flatten();
+        let mut earlier = routes[..index.min(COVERS_MAX)].iter().flatten();
         if let Some(first) = earlier.find(|first| covers(&first.matches, &route.matches)) {
             let Route { name, line, .. } = first;
             at.warning(format!(
@@ -72,11 +79,17 @@ fn route(at: &At<'_>, around: &Around) -> Option<Route> {
 fn pattern(map: &Map<'_>, matches: Option<&Match>, around: &Around) -> Option<Pattern> {
     let any = PathPattern::Any;
     let path = matches.map_or(&any, |matches| &matches.path);
-    let forward = map.maybe("forward", |at| forward::forward(at, around));
+    let forward = map.maybe("forward", |at| forward::forward(at, path, around));
     let publish = map.maybe("publish", |at| publish::publish(at, path, around));
     if map.find("forward").is_some() && map.find("publish").is_some() {
         map.at()
             .error("a route does one thing: either `forward` or `publish`");
+        return None;
+    }
+    let tunnel = matches.is_some_and(|matches| matches.methods.contains(&Method::CONNECT));
+    if tunnel && map.find("publish").is_some() {
+        map.at()
+            .error("CONNECT opens a tunnel, which cannot be published");
         return None;
     }
     match (forward?, publish?) {
@@ -103,14 +116,44 @@ fn matches(at: &At<'_>) -> Option<Match> {
     let path = map.or("path", PathPattern::Any, |at| {
         at.parse("a path such as /invoices or /invoices/**", parse_path_rule)
     });
+    let headers = map.or("headers", Vec::new(), headers);
+    let query = map.or("query", Vec::new(), |at| {
+        let named = at.named(FIELDS_MAX)?.into_iter();
+        all(named.map(|(name, at)| Some((name.to_owned(), wanted(&at)?))))
+    });
     Some(Match {
         host: host?,
         methods: methods?,
         path: path?,
+        headers: headers?,
+        query: query?,
     })
 }
 
-fn methods(at: &At<'_>) -> Option<Vec<Method>> {
+fn headers(at: &At<'_>) -> Option<Vec<MatchHeader>> {
+    let one = |(name, at): (&str, At<'_>)| {
+        let wanted = wanted(&at);
+        let name = match parse_header(name) {
+            Ok(name) if name == http::header::HOST => {
+                Err(Invalid::new("the host is compared by `host`"))
+            }
+            read => read,
+        };
+        let name = name.map_err(|error| at.invalid_key(error)).ok()?;
+        Some(MatchHeader {
+            name,
+            wanted: wanted?,
+        })
+    };
+    all(at.named(FIELDS_MAX)?.into_iter().map(one))
+}
+
+fn wanted(at: &At<'_>) -> Option<Wanted> {
+    at.parse("a value, `begins*` or `*`", parse_wanted)
+}
+
+/// Reads a list of methods.
+pub(super) fn methods(at: &At<'_>) -> Option<Vec<Method>> {
     let list = at.list(METHODS_MAX, "[GET, POST]")?;
     if list.is_empty() {
         at.error("an empty list takes no call; to take every method, leave `methods` out");
@@ -140,7 +183,7 @@ fn covers(outer: &Match, inner: &Match) -> bool {
             Some(HostPattern::Exact(inner) | HostPattern::Suffix(inner)),
         ) => inner.ends_with(outer.as_str()),
     };
-    let methods = outer.methods.is_empty()
+    let methods = outer.methods.is_empty() && !inner.methods.contains(&Method::CONNECT)
         || (!inner.methods.is_empty()
             && inner
                 .methods
@@ -156,8 +199,17 @@ fn covers(outer: &Match, inner: &Match) -> bool {
                 .strip_prefix(outer.as_str())
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         }
+        (outer, inner) => outer == inner,
     };
-    host && methods && path
+    let headers = outer
+        .headers
+        .iter()
+        .all(|wanted| inner.headers.contains(wanted));
+    let query = outer
+        .query
+        .iter()
+        .all(|wanted| inner.query.contains(wanted));
+    host && methods && path && headers && query
 }
 
 #[cfg(test)]
@@ -175,6 +227,7 @@ mod tests {
             path: part(path)
                 .map(|path| parse_path_rule(&path).unwrap())
                 .unwrap_or_default(),
+            ..Match::default()
         }
     }
 

@@ -1,10 +1,12 @@
 //! What concerns the process as a whole: `messages`, `limits`, `drain`.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::config::diagnostic::{Invalid, quoted};
 use crate::config::model::{Limits, Messages};
-use crate::config::read::Map;
-use crate::config::words::{LIMITS, MESSAGES};
+use crate::config::read::{At, Map, all};
+use crate::config::words::{DNS, LIMITS, MESSAGES};
 
 const SECOND: Duration = Duration::from_secs(1);
 const DRAIN_DEFAULT: Duration = Duration::from_secs(25);
@@ -32,6 +34,32 @@ pub(super) fn messages(file: &Map<'_>) -> Option<Messages> {
         Some(Messages {
             max: max?,
             keep: keep?,
+        })
+    })
+}
+
+/// Reads `dns`.
+pub(super) fn dns(file: &Map<'_>) -> Option<Vec<SocketAddr>> {
+    /// As many as resolv.conf takes.
+    const SERVERS_MAX: usize = 3;
+    let server = |at: &At<'_>| {
+        at.parse("an address such as 10.96.0.10:53", |text| {
+            text.parse().map_err(|_| {
+                let hint = text.parse::<std::net::IpAddr>().ok();
+                let hint = hint.map(|ip| SocketAddr::new(ip, 53).to_string());
+                let reason = format!("{} is not IP:PORT", quoted(text));
+                Invalid::new(reason).hint(hint)
+            })
+        })
+    };
+    file.or("dns", Vec::new(), |at| {
+        at.map(&DNS)?.need("servers", |at| {
+            let list = at.list(SERVERS_MAX, "[10.96.0.10:53]")?;
+            if list.is_empty() {
+                at.error("an empty list asks nobody; to ask the machine's own, leave `dns` out");
+                return None;
+            }
+            all(list.iter().map(server))
         })
     })
 }

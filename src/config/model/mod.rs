@@ -3,12 +3,21 @@
 //! Everything here is plain data. It knows no socket, clock, runtime or broker client, so that `check`, `explain`
 //! and the tests can use it without starting anything.
 
+mod forward;
+mod service;
+
+pub use forward::{Backoff, ENDLESS, Forward, PathRewrite, Piece, Retry, Rewrite, Timeouts};
+pub use service::{
+    Balance, Ejection, HashOf, Health, Limit, PeerName, Protocol, Rate, Service, ServiceTls,
+    TlsFiles, TlsIndex,
+};
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use http::{HeaderName, Method};
+use http::{HeaderName, HeaderValue, Method};
 use serde::{Serialize, Serializer};
 
 /// One compiled file.
@@ -26,6 +35,10 @@ pub struct Config {
     pub subscriptions: Vec<Subscription>,
     /// Named peers; [`ServiceIndex`] points in here.
     pub services: Vec<Service>,
+    /// Certificates; [`TlsIndex`] points in here.
+    pub tls: Vec<TlsFiles>,
+    /// Name servers to ask; the machine's own if empty.
+    pub dns: Vec<SocketAddr>,
     /// The broker, if any part needs one.
     pub kafka: Option<Kafka>,
     /// Stores of whole bodies; [`ClaimIndex`] points in here.
@@ -108,6 +121,32 @@ pub struct Match {
     pub methods: Vec<Method>,
     /// Compared with the canonical path, without the query.
     pub path: PathPattern,
+    /// Headers that must be there, each with its value. Of several lines of one name any may do.
+    pub headers: Vec<MatchHeader>,
+    /// The same of query parameters, names and values as they are written in the target.
+    pub query: Vec<(String, Wanted)>,
+}
+
+/// A header that must be there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MatchHeader {
+    /// Its name.
+    #[serde(serialize_with = "text")]
+    pub name: HeaderName,
+    /// Its value.
+    pub wanted: Wanted,
+}
+
+/// What a header or a query parameter must be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wanted {
+    /// There, whatever its value (`*`).
+    Any,
+    /// This value.
+    Exact(String),
+    /// A value that begins so (`abc*`).
+    Prefix(String),
 }
 
 /// A host rule, in lower case.
@@ -131,6 +170,15 @@ pub enum PathPattern {
     Exact(String),
     /// `/a/**`: `/a` and everything below it by whole segments; held as `/a` (`/**` is [`PathPattern::Any`]).
     Prefix(String),
+    /// `/orders/{id}/lines`: some segments are free, but not empty; with `/**` at its end, so is what follows.
+    Template {
+        /// The segments; `None` takes any.
+        segments: Vec<Option<String>>,
+        /// What the free ones are called, in their order.
+        names: Vec<String>,
+        /// Whether anything may follow.
+        open: bool,
+    },
 }
 
 /// What is done with a call.
@@ -141,61 +189,6 @@ pub enum Pattern {
     Forward(Forward),
     /// Made a record; with [`Publish::slim`] it is an event.
     Publish(Publish),
-}
-
-/// Synchronous forwarding.
-#[derive(Debug, Clone, Serialize)]
-pub struct Forward {
-    /// Where to.
-    pub to: ServiceIndex,
-    /// Every phase, all under `whole`.
-    pub timeouts: Timeouts,
-    /// When a try is repeated.
-    pub retry: Retry,
-    /// The route promises that running a call twice does no harm, whatever its method.
-    pub idempotent: bool,
-}
-
-/// The phases of one forwarded call. No phase may be longer than `whole`.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Timeouts {
-    /// The whole call, tries and backoff included, until the answer's last byte; default 15 s.
-    #[serde(serialize_with = "duration")]
-    pub whole: Duration,
-    /// TCP connect of one try; default 1 s, or `per_try` if that is shorter.
-    #[serde(serialize_with = "duration")]
-    pub connect: Duration,
-    /// From the request's last byte to the answer's head, in one try; default: `per_try`.
-    #[serde(serialize_with = "duration")]
-    pub head: Duration,
-    /// One try, connect included, until its head; default: `whole`.
-    #[serde(serialize_with = "duration")]
-    pub per_try: Duration,
-    /// Silence between two frames of a body, either way; default 30 s, at most `whole`.
-    #[serde(serialize_with = "duration")]
-    pub idle: Duration,
-}
-
-/// When and how often a try is repeated.
-#[derive(Debug, Clone, Serialize)]
-pub struct Retry {
-    /// Tries in all, the first one counted: 1 to 10, default 3 for `forward`; 1 to 1000, default 5 for a subscription.
-    pub attempts: u32,
-    /// Shortest and longest wait before an address is tried again; random between the shortest and a doubling value.
-    pub backoff: Backoff,
-    /// Statuses that are tried again for idempotent calls; default 502, 503, 504. Unused by subscriptions.
-    pub statuses: Vec<u16>,
-}
-
-/// `first..longest`, doubling.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Backoff {
-    /// Not above `longest`.
-    #[serde(serialize_with = "duration")]
-    pub first: Duration,
-    /// The cap.
-    #[serde(serialize_with = "duration")]
-    pub longest: Duration,
 }
 
 /// Publishing to a topic.
@@ -295,6 +288,22 @@ pub struct HeaderRule {
 pub struct Inbound {
     /// Where other sidecars call.
     pub listen: SocketAddr,
+    /// Present: mutual TLS, and nothing else.
+    pub tls: Option<TlsIndex>,
+    /// Who may call what; `None` lets everyone.
+    pub allow: Option<Vec<Allow>>,
+}
+
+/// One rule of `inbound.allow`: a call that meets all its parts is let in.
+#[derive(Debug, Clone, Serialize)]
+pub struct Allow {
+    /// Names of certificates, any of which the caller must have; empty takes every caller.
+    pub from: Vec<Wanted>,
+    /// Empty takes all.
+    #[serde(serialize_with = "texts")]
+    pub methods: Vec<Method>,
+    /// Compared as in [`Match`].
+    pub path: PathPattern,
 }
 
 /// A topic delivered to the app.
@@ -332,15 +341,6 @@ pub enum Hydrate {
     Lazy,
     /// The app gets the whole body.
     Eager,
-}
-
-/// A named peer.
-#[derive(Debug, Clone, Serialize)]
-pub struct Service {
-    /// The word used by routes, logs and metrics.
-    pub name: String,
-    /// At least one.
-    pub addresses: Vec<Address>,
 }
 
 /// The broker.
@@ -446,6 +446,9 @@ pub struct Limits {
 }
 
 fn duration<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    if *value == ENDLESS {
+        return serializer.serialize_str("none");
+    }
     serializer.collect_str(&humantime::format_duration(*value))
 }
 
@@ -455,4 +458,15 @@ fn text<S: Serializer>(value: &HeaderName, serializer: S) -> Result<S::Ok, S::Er
 
 fn texts<S: Serializer, T: fmt::Display>(values: &[T], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(values.iter().map(T::to_string))
+}
+
+fn pairs<S: Serializer>(
+    values: &[(HeaderName, HeaderValue)],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(
+        values
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.to_str().unwrap_or_default())),
+    )
 }

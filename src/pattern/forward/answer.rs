@@ -1,0 +1,87 @@
+//! An answer on its way back to the caller.
+
+use std::io::Write as _;
+use std::sync::Arc;
+
+use http::{HeaderValue, Version};
+use http_body::Body as _;
+use tokio::time::Instant;
+
+use super::Forward;
+use super::trip::Answer;
+use crate::body::Body;
+use crate::error::{Error, Kind};
+use crate::pattern::hop;
+use crate::pattern::relay::{Held, Limits, Relay};
+use crate::reply::headers::SERVER_TIMING;
+use crate::service::{Leash, Permit, Response};
+use crate::telemetry::trace::Trace;
+use crate::upstream::{Place, Upstream};
+
+/// What a call holds while it is on its way, whichever try succeeds.
+pub(super) struct Way {
+    pub(super) upstream: Arc<Upstream>,
+    pub(super) started: Instant,
+    pub(super) deadline: Instant,
+    pub(super) trace: Trace,
+    pub(super) leash: Option<Arc<Leash>>,
+    pub(super) permit: Option<Permit>,
+    pub(super) place: Place,
+}
+
+impl Forward {
+    /// Sends the answer back, holding what the call holds until its last byte.
+    pub(super) fn relay(&self, answer: Answer, way: Way) -> Result<Response, Error> {
+        let (mut head, incoming) = answer.response.into_parts();
+        if head.status.is_informational() {
+            // Only a 101 gets this far, and nothing that could switch was passed on.
+            return Err(Error::new(
+                Kind::BadAnswer,
+                "the service switches protocols unasked",
+            ));
+        }
+        hop::clean_response(&mut head.headers)?;
+        head.version = Version::HTTP_11;
+        if let Some(value) = self.timing(&way, answer.took) {
+            head.headers.append(SERVER_TIMING, value);
+        }
+        let deadline = way.deadline;
+        if let Some(leash) = &way.leash {
+            leash.until(deadline);
+        }
+        let mut held = Held {
+            connection: Some(answer.connection),
+            sent: answer.sent,
+            upstream: way.upstream,
+            trace: way.trace,
+            _open: answer.open,
+            _permit: way.permit,
+            _place: way.place,
+        };
+        if answer.first.is_none() && incoming.is_end_stream() {
+            held.finish();
+            return Ok(Response::from_parts(head, Body::empty()));
+        }
+        let limits = Limits {
+            deadline,
+            idle: self.timeouts.idle,
+        };
+        let body = Body::boxed(Relay::new(incoming, answer.first, limits, held));
+        Ok(Response::from_parts(head, body))
+    }
+
+    /// Where the time went, in milliseconds (W3C Server Timing): in this sidecar, retries and waits among it, and at the
+    /// service.
+    fn timing(&self, way: &Way, took: std::time::Duration) -> Option<HeaderValue> {
+        let who = self.timing.as_ref()?;
+        let ours = way.started.elapsed().saturating_sub(took);
+        let (ours, theirs) = (ours.as_secs_f64() * 1e3, took.as_secs_f64() * 1e3);
+        // On the stack: a value is copied once whatever it is made of.
+        let mut text = [0; 192];
+        let mut rest = &mut text[..];
+        let name = &way.upstream.name;
+        write!(rest, "{who};dur={ours:.2}, {name};dur={theirs:.2}").ok()?;
+        let left = rest.len();
+        HeaderValue::from_bytes(&text[..text.len() - left]).ok()
+    }
+}

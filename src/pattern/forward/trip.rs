@@ -1,0 +1,368 @@
+//! A call on its way: its tries, what became of them, and whether there is another.
+
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::RETRY_AFTER;
+use http_body::{Body as _, Frame};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+use super::Forward;
+use super::source::Source;
+use crate::error::{self, Error, Kind, Side};
+use crate::pattern::deadline::{self, within};
+use crate::pattern::paced::Sent;
+use crate::pattern::retry::{self, Failure, Next, Standing};
+use crate::pattern::{grpc, hop};
+use crate::service::Request;
+use crate::upstream::{Connection, Open, RetryReason, SendError, Upstream, Version};
+
+/// One call.
+pub(super) struct Trip<'a> {
+    rule: &'a Forward,
+    upstream: &'a Arc<Upstream>,
+    source: Source,
+    deadline: Instant,
+    tried: Vec<SocketAddr>,
+    /// Tries that were sent.
+    sent: u32,
+    idempotent: bool,
+    grpc: bool,
+    version: Version,
+    hashed: Option<u64>,
+    /// The free try after a lost race for an idle connection was used.
+    raced: bool,
+    /// What the last try that was sent ended in, to be passed on if no later one gets as far.
+    kept: Option<Box<Kept>>,
+}
+
+struct Kept {
+    failure: Failure,
+    tried: Result<Answer, Error>,
+}
+
+/// How a try ended that has an answer.
+pub(super) struct Answer {
+    pub(super) response: http::Response<Incoming>,
+    /// A frame of its body that was looked at already.
+    pub(super) first: Option<Frame<Bytes>>,
+    pub(super) connection: Connection,
+    pub(super) sent: Option<Sent>,
+    pub(super) open: Open,
+    /// From the request's first byte to the head.
+    pub(super) took: Duration,
+}
+
+impl<'a> Trip<'a> {
+    pub(super) fn new(
+        rule: &'a Forward,
+        upstream: &'a Arc<Upstream>,
+        request: Request,
+        deadline: Instant,
+    ) -> Result<Self, Error> {
+        let grpc = grpc::is(request.headers());
+        let version = upstream.version(grpc);
+        let idempotent = rule.idempotent || hop::is_idempotent(request.method());
+        let hashed = upstream.hash(&request);
+        // Over HTTP/2 a call that was begun may come back as never looked at, so that all of them need their copy.
+        let repeatable = idempotent || version == Version::Two && rule.retry.attempts > 1;
+        Ok(Self {
+            source: Source::new(rule, upstream, request, repeatable)?,
+            rule,
+            upstream,
+            deadline,
+            tried: Vec::new(),
+            sent: 0,
+            idempotent,
+            grpc,
+            version,
+            hashed,
+            raced: false,
+            kept: None,
+        })
+    }
+
+    /// One try: an address, a connection, the answer's head.
+    pub(super) async fn attempt(&mut self, mut timer: Pin<&mut Sleep>) -> Result<Answer, Error> {
+        let begun = Instant::now();
+        let limit = self.deadline.min(begun + self.rule.timeouts.per_try);
+        let Some(endpoint) = self.upstream.pick(&self.tried, self.hashed)? else {
+            let detail = format!("no address of {} is left", self.upstream.name);
+            return Err(Error::new(Kind::Unreachable, detail));
+        };
+        self.tried.push(endpoint.address);
+        let connect_limit = limit.min(begun + self.rule.timeouts.connect);
+        let once = !self.idempotent;
+        let mut connection = self
+            .upstream
+            .connection(&endpoint, self.version, once, connect_limit)
+            .await?;
+        loop {
+            let open = Open::at(&endpoint);
+            let uploading = self.source.uploading();
+            let asked = Instant::now();
+            let answered = {
+                // Moved straight into what is sent: the loop's future would keep the space for it.
+                let head = pin!(connection.send(self.request()?));
+                let (rule, service) = (self.rule, &self.upstream.name);
+                rule.head(service, (head, uploading.as_ref()), limit, timer.as_mut())
+                    .await
+            };
+            match answered {
+                Ok(Ok(response)) => {
+                    self.sent += 1;
+                    let mut answer = Answer {
+                        response,
+                        first: None,
+                        connection,
+                        sent: uploading,
+                        open,
+                        took: asked.elapsed(),
+                    };
+                    self.peek(&mut answer);
+                    self.note(&answer);
+                    return Ok(answer);
+                }
+                Ok(Err(failed)) => {
+                    drop(open);
+                    if let Some(error) = self.lost(&connection, failed, uploading.as_ref()) {
+                        return Err(error);
+                    }
+                    let making =
+                        self.upstream
+                            .fresh_connection(&endpoint, self.version, connect_limit);
+                    connection = Box::pin(making).await?;
+                }
+                Err(error) => {
+                    self.sent += 1;
+                    if error.kind().side() == Side::Peer {
+                        self.testify(&connection, &error);
+                        self.upstream.failed(&endpoint);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// The request of the next try, with the time that is left for it.
+    fn request(&mut self) -> Result<Request, Error> {
+        let mut request = self.source.take()?;
+        deadline::tell(request.headers_mut(), self.grpc, self.deadline);
+        Ok(request)
+    }
+
+    /// What a call without an answer is to be ended with; `None` if a fresh connection to the same address is the answer:
+    /// the one it had was closed while idle, before the call left or at that very moment.
+    fn lost(
+        &mut self,
+        connection: &Connection,
+        failed: SendError,
+        uploading: Option<&Sent>,
+    ) -> Option<Error> {
+        self.source.give_back(failed.unsent);
+        let mut error = failed.error;
+        if let Some(theirs) = uploading.and_then(Sent::failure) {
+            // The caller's body ended the try, whatever the connection says of it.
+            error = theirs;
+        }
+        if connection.reused() && self.source.is_ready() {
+            self.upstream.may_repeat(RetryReason::NeverSent);
+            return None;
+        }
+        let silent = self.version == Version::One && connection.evidence().read == 0;
+        let raced = connection.reused()
+            && silent
+            && self.idempotent
+            && !self.raced
+            && error.may_retry() == error::Retry::NoAnswer;
+        if raced && self.source.renew() {
+            self.raced = true;
+            self.testify(connection, &error);
+            self.upstream.may_repeat(RetryReason::LostRace);
+            return None;
+        }
+        if error.may_retry() != error::Retry::NeverSent {
+            self.sent += 1;
+        }
+        // A caller that breaks off says nothing about the address.
+        if error.kind().side() == Side::Peer {
+            self.testify(connection, &error);
+            self.upstream.failed(connection.endpoint());
+        }
+        Some(error)
+    }
+
+    /// Leaves in the log what tells a lost race from a service that fails.
+    fn testify(&self, connection: &Connection, error: &Error) {
+        let evidence = connection.evidence();
+        tracing::warn!(
+            service = self.upstream.name,
+            address = %connection.endpoint().address,
+            reused = evidence.idle.is_some(),
+            idle_ms = evidence.idle.unwrap_or_default().as_millis() as u64,
+            bytes_written = evidence.written,
+            bytes_read = evidence.read,
+            %error,
+            "a try got no answer"
+        );
+    }
+
+    /// Looks whether the answer of a gRPC call is over before it began: its status then is in what comes first, and only
+    /// if that is there already, so that no stream waits for its first message.
+    fn peek(&self, answer: &mut Answer) {
+        if !(self.grpc && self.idempotent && self.sent < self.rule.retry.attempts) {
+            return;
+        }
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let polled = Pin::new(answer.response.body_mut()).poll_frame(&mut context);
+        if let std::task::Poll::Ready(Some(Ok(frame))) = polled {
+            answer.first = Some(frame);
+        }
+    }
+
+    /// Tells the address's account how it did.
+    fn note(&self, answer: &Answer) {
+        let status = answer.response.status().as_u16();
+        let well = !matches!(status, 500 | 502..=599) && !says_unavailable(answer);
+        let endpoint = answer.connection.endpoint();
+        if status == 429 {
+            endpoint.avoid();
+        } else {
+            self.upstream.answered(endpoint, answer.took, well);
+        }
+    }
+
+    /// Whether a try failed, and how; `None` for an answer that is passed on.
+    pub(super) fn failure(&self, tried: &Result<Answer, Error>) -> Option<Failure> {
+        match tried {
+            Err(error) => Some(Failure::Error(error.may_retry())),
+            Ok(answer) if says_unavailable(answer) => Some(Failure::Unavailable),
+            Ok(answer) => {
+                let status = answer.response.status().as_u16();
+                let listed = self.rule.retry.statuses.contains(&status);
+                listed.then_some(Failure::Status(status))
+            }
+        }
+    }
+
+    /// Decides whether there is another try. If so, its request is made at once: from then on no earlier try can read
+    /// the caller's body past what is kept of it.
+    pub(super) fn next(&mut self, failure: Failure, tried: &Result<Answer, Error>) -> Next {
+        let standing = Standing {
+            sent: self.sent,
+            last_sent: self.kept.as_ref().map(|kept| kept.failure),
+            idempotent: self.idempotent,
+            untried_left: self.upstream.has_untried(&self.tried),
+            left: self.deadline.saturating_duration_since(Instant::now()),
+            rest: tried.as_ref().ok().and_then(rest),
+        };
+        let reason = match failure {
+            Failure::Error(error::Retry::NeverSent) => RetryReason::NeverSent,
+            Failure::Error(_) => RetryReason::NoAnswer,
+            Failure::Status(_) | Failure::Unavailable => RetryReason::Status,
+        };
+        match retry::decide(&self.rule.retry, failure, standing, fastrand::f64()) {
+            Next::GiveUp => Next::GiveUp,
+            _ if standing.left.is_zero() || !self.source.can_renew() => Next::GiveUp,
+            _ if !self.upstream.may_repeat(reason) => Next::GiveUp,
+            // Last, for it cuts the earlier try off from the body: nothing may be passed on of that one any more.
+            _ if !self.source.renew() => Next::GiveUp,
+            next => next,
+        }
+    }
+
+    /// Keeps what a try ended in that was sent; a later one that is not sent says less.
+    pub(super) fn keep(&mut self, failure: Failure, tried: Result<Answer, Error>) {
+        if failure == Failure::Error(error::Retry::NeverSent) {
+            return;
+        }
+        let tried = match tried {
+            // Cut off from the rest of its request, an answer may never end.
+            Ok(answer) if answer.sent.as_ref().is_none_or(Sent::is_complete) => Ok(answer),
+            Ok(answer) => Err(Error::new(
+                Kind::Reset,
+                format!(
+                    "{} answered {} before it had the whole body",
+                    self.upstream.name,
+                    answer.response.status().as_u16()
+                ),
+            )),
+            Err(error) => Err(error),
+        };
+        if let Some(earlier) = self.kept.replace(Box::new(Kept { failure, tried })) {
+            discard(earlier.tried);
+        }
+    }
+
+    /// What the caller gets when there is no further try.
+    pub(super) fn last(
+        &mut self,
+        failure: Failure,
+        tried: Result<Answer, Error>,
+    ) -> Result<Answer, Error> {
+        match self.kept.take() {
+            Some(kept) if failure == Failure::Error(error::Retry::NeverSent) => kept.tried,
+            _ => tried,
+        }
+    }
+
+    /// All addresses may be tried again.
+    pub(super) fn start_over(&mut self) {
+        self.tried.clear();
+    }
+}
+
+impl Forward {
+    /// Waits for the answer's head. The head's own limit counts from the request's last byte; it is looked at in
+    /// steps of itself while the body is still on its way.
+    async fn head<F: Future>(
+        &self,
+        service: &str,
+        (mut head, uploading): (Pin<&mut F>, Option<&Sent>),
+        limit: Instant,
+        mut timer: Pin<&mut Sleep>,
+    ) -> Result<F::Output, Error> {
+        let mut until = limit.min(Instant::now() + self.timeouts.head);
+        loop {
+            if let Some(ended) = within(timer.as_mut(), until, head.as_mut()).await {
+                return Ok(ended);
+            }
+            if until >= limit && uploading.is_some_and(Sent::waits_for_caller) {
+                // The service waits for the rest of the body just as we do.
+                let detail = "the body was not complete when the call's time was up";
+                return Err(Error::new(Kind::CallerTimeout, detail));
+            }
+            if until >= limit || uploading.is_none_or(Sent::is_complete) {
+                let detail = format!("{service} did not answer in time");
+                return Err(Error::new(Kind::Deadline, detail).retry(error::Retry::NoAnswer));
+            }
+            until = limit.min(until + self.timeouts.head);
+        }
+    }
+}
+
+/// Lets an answer go that is not passed on. Its connection serves again if nothing more comes on it.
+fn discard(tried: Result<Answer, Error>) {
+    if let Ok(answer) = tried
+        && answer.response.body().is_end_stream()
+        && answer.sent.as_ref().is_none_or(Sent::is_complete)
+    {
+        answer.connection.release();
+    }
+}
+
+fn says_unavailable(answer: &Answer) -> bool {
+    let trailers = answer.first.as_ref().and_then(Frame::trailers_ref);
+    grpc::unavailable(answer.response.headers()) || trailers.is_some_and(grpc::unavailable)
+}
+
+/// How long the service wants to be left alone, in seconds; a date is not looked at.
+fn rest(answer: &Answer) -> Option<Duration> {
+    let value = answer.response.headers().get(RETRY_AFTER)?;
+    value.to_str().ok()?.parse().ok().map(Duration::from_secs)
+}
