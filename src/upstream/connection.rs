@@ -290,7 +290,7 @@ fn not_processed(error: &h2::Error) -> bool {
             || error.is_go_away() && reason == Some(h2::Reason::NO_ERROR))
 }
 
-fn find<'a, T: std::error::Error + 'static>(error: &'a hyper::Error) -> Option<&'a T> {
+fn find<T: std::error::Error + 'static>(error: &hyper::Error) -> Option<&T> {
     let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {
         if let Some(found) = inner.downcast_ref::<T>() {

@@ -100,7 +100,7 @@ impl Forward {
             && let Some(wanted) = switch::wanted(&call.request)
         {
             // Boxed: rare, and larger than the rest.
-            let switching = self.switch(upstream, call, crossing, wanted, deadline);
+            let switching = self.switch(upstream, call, (crossing, wanted), deadline);
             return Box::pin(switching).await;
         }
         let place = upstream.enter(deadline).await?;

@@ -91,8 +91,7 @@ impl Forward {
         &self,
         upstream: &Arc<Upstream>,
         call: Box<Call>,
-        crossing: Crossing,
-        wanted: Wanted,
+        (crossing, wanted): (Crossing, Wanted),
         deadline: Instant,
     ) -> Result<Response, Error> {
         let place = upstream.enter(deadline).await?;
