@@ -46,6 +46,8 @@ use stack::Keeper;
 const UPKEEP: Duration = Duration::from_secs(5);
 /// The outbound door closes when nothing was in flight for this long: the app may still be finishing.
 const OUTBOUND_QUIET: Duration = Duration::from_secs(1);
+/// The part of what is left of `drain` that this may take.
+const QUIET_SHARE: f32 = 0.75;
 /// The part of `drain` that deliveries may use up, so that an app which hangs leaves the doors some.
 const CONSUMERS_SHARE: f32 = 0.75;
 /// Messages that the admin door lists.
@@ -369,7 +371,10 @@ impl Sidecar {
             self.drains.inbound.finished(deadline).await,
             "inbound calls",
         );
-        self.wait_for_quiet(deadline).await;
+        // Not to the very end: what is in flight by then, a socket for one, is told to finish and needs time for it.
+        let now = Instant::now();
+        let time = deadline.saturating_duration_since(now);
+        self.wait_for_quiet(now + time.mul_f32(QUIET_SHARE)).await;
         self.drains.outbound.begin(deadline);
         note(
             self.drains.outbound.finished(deadline).await,

@@ -48,8 +48,6 @@ names! {
     TLS_FAILURES = "wayside_tls_failures_total", "handshakes that failed";
     /// Labels: `tls`, `result` (`ok`, `refused`).
     TLS_RELOADS = "wayside_tls_reloads_total", "changed certificate files, by whether they were taken";
-    /// Label: `door`.
-    INTERIM = "wayside_interim_answers_dropped_total", "interim answers (1xx) that were not passed on";
     /// Labels: `topic`, `outcome` (`replicated`, or the word of the refusal).
     PUBLISHED = "wayside_published_total", "messages given to the broker, by how that ended";
     /// Label: `topic`.

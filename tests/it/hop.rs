@@ -1,6 +1,11 @@
 //! The rules of a proxy's hop: what is removed, what is added, and where a message ends.
 //!
-//! Sources: RFC 9110 sections 6.4, 7.6 and 10.1.1; RFC 9112 sections 6 and 9.
+//! The rules are numbered: 1 hop-by-hop headers, 2 what Connection names, 3 two framings, 4 framing after the strip,
+//! 5 interim answers, 6 Expect, 7 early answers, 8 answers without a body, 9 trailers, 10 upgrades and CONNECT, 11 Host,
+//! authority and path, 12 repeating, 13 reusing connections, 14 Via, loops and Max-Forwards, 15 statuses, 16 backpressure
+//! and limits. `rules.rs` goes on where this file is full.
+//!
+//! Sources: RFC 9110 sections 6.4, 7.6, 7.8, 9.2.2, 10.1.1 and 15; RFC 9112 sections 3, 6, 7 and 9; RFC 9113 section 8.
 
 use std::time::Duration;
 
@@ -32,7 +37,7 @@ async fn through(request: &str, answer: &'static str) -> (String, String) {
 }
 
 #[tokio::test]
-async fn what_any_connection_line_names_ends_here_in_both_directions() {
+async fn rule_2_what_any_connection_line_names_ends_here_in_both_directions() {
     let (seen, back) = through(
         "GET / HTTP/1.1\r\nhost: billing\r\nconnection: X-One, close\r\nConnection: x-two,Authorization, Host\r\n\
          x-one: 1\r\nx-two: 2\r\nx-three: 3\r\nauthorization: Bearer t\r\n\r\n",
@@ -63,7 +68,7 @@ async fn what_any_connection_line_names_ends_here_in_both_directions() {
 }
 
 #[tokio::test]
-async fn hop_by_hop_headers_end_here_without_being_named() {
+async fn rule_1_hop_by_hop_headers_end_here_without_being_named() {
     let (seen, back) = through(
         "GET / HTTP/1.1\r\nhost: billing\r\nkeep-alive: timeout=9\r\nproxy-connection: keep-alive\r\n\
          te: trailers, deflate\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\
@@ -91,7 +96,7 @@ async fn hop_by_hop_headers_end_here_without_being_named() {
 }
 
 #[tokio::test]
-async fn a_connection_header_without_end_is_refused() {
+async fn rule_2_a_connection_header_without_end_is_refused() {
     let names = (0..40)
         .map(|at| format!("x-{at}"))
         .collect::<Vec<_>>()
@@ -102,7 +107,7 @@ async fn a_connection_header_without_end_is_refused() {
 }
 
 #[tokio::test]
-async fn an_answer_with_two_framings_is_passed_on_with_the_one_that_was_read() {
+async fn rule_3_an_answer_with_two_framings_is_passed_on_with_the_one_that_was_read() {
     let (_, back) = through(
         "GET / HTTP/1.1\r\nhost: billing\r\n\r\n",
         "HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
@@ -117,7 +122,7 @@ async fn an_answer_with_two_framings_is_passed_on_with_the_one_that_was_read() {
 }
 
 #[tokio::test]
-async fn a_request_with_two_framings_smuggles_nothing() {
+async fn rule_3_a_request_with_two_framings_smuggles_nothing() {
     let app = App::agreeable().await;
     let sidecar = in_front_of(app.address, "").await;
     let back = exchange(
@@ -151,7 +156,7 @@ async fn a_transfer_coding_that_is_not_plainly_chunked_is_refused() {
 }
 
 #[tokio::test]
-async fn lengths_that_contradict_one_another_are_refused() {
+async fn rule_3_lengths_that_contradict_one_another_are_refused() {
     for lengths in [
         "content-length: 1\r\ncontent-length: 2\r\n",
         "content-length: +1\r\n",
@@ -164,7 +169,7 @@ async fn lengths_that_contradict_one_another_are_refused() {
 }
 
 #[tokio::test]
-async fn a_get_with_a_chunked_body_arrives_with_it() {
+async fn rule_4_a_get_with_a_chunked_body_arrives_with_it() {
     let app = App::agreeable().await;
     let sidecar = in_front_of(app.address, "").await;
     let mut caller = Wire::connect(sidecar.outbound()).await;
@@ -188,7 +193,7 @@ async fn a_get_with_a_chunked_body_arrives_with_it() {
 }
 
 #[tokio::test]
-async fn a_request_without_a_body_gains_none() {
+async fn rule_4_a_request_without_a_body_gains_none() {
     for method in ["GET", "HEAD", "DELETE", "OPTIONS"] {
         let (seen, _) = through(&format!("{method} / HTTP/1.1\r\nhost: billing\r\n\r\n"), OK).await;
         assert!(seen.starts_with(method), "{seen}");
@@ -204,7 +209,7 @@ async fn a_request_without_a_body_gains_none() {
 }
 
 #[tokio::test]
-async fn a_body_that_will_be_refused_is_not_asked_for() {
+async fn rule_6_a_body_that_will_be_refused_is_not_asked_for() {
     let yaml = yaml(&["127.0.0.1:1".to_owned()], "", "kafka: { brokers: [\"127.0.0.1:1\"] }").replace(
         "  routes:",
         "  routes:\n    - name: small\n      match: { host: events }\n      publish: { topic: t, max_body: 1KiB }",
@@ -219,7 +224,7 @@ async fn a_body_that_will_be_refused_is_not_asked_for() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_wanted_is_asked_for_and_the_expectation_ends_here() {
+async fn rule_6_a_body_that_is_wanted_is_asked_for_and_the_expectation_ends_here() {
     let app = App::agreeable().await;
     let sidecar = in_front_of(app.address, "").await;
     let mut caller = Wire::connect(sidecar.outbound()).await;
@@ -239,7 +244,7 @@ async fn a_body_that_is_wanted_is_asked_for_and_the_expectation_ends_here() {
 }
 
 #[tokio::test]
-async fn announced_trailers_are_passed_on() {
+async fn rule_9_announced_trailers_are_passed_on() {
     let (seen, back) = through(
         "GET / HTTP/1.1\r\nhost: billing\r\nte: trailers\r\n\r\n",
         "HTTP/1.1 200 OK\r\ntrailer: x-sum\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n",
@@ -255,7 +260,7 @@ async fn announced_trailers_are_passed_on() {
 }
 
 #[tokio::test]
-async fn trailers_that_nobody_asked_for_or_announced_are_dropped_and_the_body_is_whole() {
+async fn rule_9_trailers_that_nobody_asked_for_or_announced_are_dropped_and_the_body_is_whole() {
     for (te, trailer) in [("", "trailer: x-sum\r\n"), ("te: trailers\r\n", "")] {
         let answer = format!(
             "HTTP/1.1 200 OK\r\n{trailer}transfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n"
@@ -269,7 +274,7 @@ async fn trailers_that_nobody_asked_for_or_announced_are_dropped_and_the_body_is
 }
 
 #[tokio::test]
-async fn a_forwarded_call_says_by_whom() {
+async fn rule_14_a_forwarded_call_says_by_whom() {
     let (seen, _) = through(
         "GET / HTTP/1.1\r\nhost: billing\r\nvia: 1.0 other\r\n\r\n",
         OK,
@@ -284,7 +289,7 @@ async fn a_forwarded_call_says_by_whom() {
 }
 
 #[tokio::test]
-async fn a_call_that_comes_back_to_its_sidecar_is_a_508() {
+async fn rule_14_a_call_that_comes_back_to_its_sidecar_is_a_508() {
     let door = App::nowhere();
     let yaml = yaml(&[door.to_string()], "", "")
         .replace("listen: 127.0.0.1:0", &format!("listen: {door}"));
@@ -302,7 +307,7 @@ async fn a_call_that_comes_back_to_its_sidecar_is_a_508() {
 }
 
 #[tokio::test]
-async fn max_forwards_is_counted_down_and_ends_here_at_zero() {
+async fn rule_14_max_forwards_is_counted_down_and_ends_here_at_zero() {
     let request = |method: &str, left: u32| {
         format!("{method} * HTTP/1.1\r\nhost: billing\r\nmax-forwards: {left}\r\n\r\n")
     };
@@ -354,7 +359,7 @@ async fn repeated_fields_stay_apart_and_in_order() {
 }
 
 #[tokio::test]
-async fn each_side_closes_its_own_connection_only() {
+async fn rule_13_each_side_closes_its_own_connection_only() {
     let answers = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok";
     let app = RawApp::start(move |mut wire, _| async move {
         wire.head().await;
@@ -413,7 +418,7 @@ async fn headers_of_ours_can_not_be_forged() {
 }
 
 #[tokio::test]
-async fn the_path_that_was_matched_is_the_path_that_is_sent() {
+async fn rule_11_the_path_that_was_matched_is_the_path_that_is_sent() {
     for (path, sent) in [
         ("/a%2fb?x=%2f%41", "/a%2Fb?x=%2f%41"),
         ("/%61%7E", "/a~"),

@@ -6,6 +6,7 @@ pub(crate) mod app;
 pub(crate) mod broker;
 pub(crate) mod client;
 pub(crate) mod eventually;
+pub(crate) mod http2;
 pub(crate) mod kafka;
 pub(crate) mod process;
 pub(crate) mod raw;
