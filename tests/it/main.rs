@@ -16,6 +16,7 @@ mod support;
 
 mod again;
 mod config;
+mod cuts;
 mod doors;
 mod event;
 mod failures;
@@ -29,6 +30,7 @@ mod poison;
 mod publish;
 mod redelivery;
 mod reload;
+mod replicas;
 mod rewrite;
 mod rules;
 mod subscription;
