@@ -20,6 +20,9 @@ use crate::service::Permit;
 use crate::telemetry::trace::Trace;
 use crate::upstream::{Connection, Open, Place, Upstream};
 
+/// How long after the deadline bytes are passed on that need not be waited for.
+const GRACE: Duration = Duration::from_millis(100);
+
 /// Limits of an answer's body.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
@@ -106,7 +109,9 @@ impl HttpBody for Relay {
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let mut this = self.project();
         // Looked at for each frame: a caller that reads slowly always finds one ready, and the timer is never polled.
-        if Instant::now() >= this.limits.deadline {
+        // What is there already may still pass for a moment: the next hop answers at the same deadline, and its short
+        // answer says more than a broken connection.
+        if Instant::now() >= this.limits.deadline + GRACE {
             let error = Error::new(Kind::Deadline, "the answer's body took too long");
             this.held.cut(&error);
             return Poll::Ready(Some(Err(error)));

@@ -15,8 +15,9 @@ use super::Endpoint;
 use super::breaker::Standing;
 use crate::config::model::Balance;
 
-/// What an address is taken to cost before its first answer.
-const START: Duration = Duration::from_millis(30);
+/// What an address is taken to cost while its first call is open. Before that it costs nothing, so that it is tried at
+/// once, by one call: a service that answers in less than this would otherwise never find its other addresses.
+const UNKNOWN: Duration = Duration::from_secs(1);
 /// After this time an old latency counts for a third.
 const DECAY: Duration = Duration::from_secs(10);
 /// What a refused or broken connection counts as: a fast failure must not attract calls.
@@ -36,7 +37,7 @@ impl Default for Load {
     fn default() -> Self {
         Self {
             open: AtomicUsize::new(0),
-            average: AtomicU64::new(START.as_secs_f64().to_bits()),
+            average: AtomicU64::new(0.0_f64.to_bits()),
             stamp: AtomicU64::new(0),
             born: Instant::now(),
         }
@@ -66,12 +67,11 @@ impl Load {
 
     fn observe(&self, latency: Duration, now: Instant) {
         let latency = latency.as_secs_f64();
-        let decayed = self.decayed(now);
-        let weight = self.weight(now);
+        let (decayed, weight) = (self.decayed(now), self.weight(now));
         let average = if latency > decayed {
             latency
         } else {
-            decayed * weight + latency * (1.0 - weight)
+            decayed + latency * (1.0 - weight)
         };
         // Two threads may overwrite one another's sample: it is a load estimate, not an account.
         self.average.store(average.to_bits(), Relaxed);
@@ -83,19 +83,16 @@ impl Load {
     }
 
     fn cost(&self, now: Instant) -> f64 {
-        self.decayed(now) * (self.open() + 1) as f64
+        let (open, decayed) = (self.open(), self.decayed(now));
+        if decayed == 0.0 && open > 0 {
+            return UNKNOWN.as_secs_f64() * open as f64;
+        }
+        decayed * (open + 1) as f64
     }
 
-    /// The average, drawn towards the starting value while nothing is observed, so that a punished address is tried
-    /// again in the end.
+    /// The average, which fades while nothing is observed, so that a punished address is tried again in the end.
     fn decayed(&self, now: Instant) -> f64 {
-        let average = f64::from_bits(self.average.load(Relaxed));
-        let weight = self.weight(now);
-        if average > START.as_secs_f64() {
-            average * weight + START.as_secs_f64() * (1.0 - weight)
-        } else {
-            average
-        }
+        f64::from_bits(self.average.load(Relaxed)) * self.weight(now)
     }
 
     fn weight(&self, now: Instant) -> f64 {
@@ -292,6 +289,15 @@ mod tests {
         tokio::time::advance(Duration::from_secs(120)).await;
         endpoints[1].load.answered(Duration::from_millis(40));
         assert!((0..50).any(|_| chosen(&endpoints, &[]) == 1));
+    }
+
+    #[tokio::test]
+    async fn an_address_that_was_never_called_is_tried_by_one_call() {
+        let endpoints = endpoints(2, &Balance::PeakEwma);
+        endpoints[0].load.answered(Duration::from_micros(300));
+        assert!((0..20).all(|_| chosen(&endpoints, &[]) == 2));
+        endpoints[1].load.begin();
+        assert!((0..20).all(|_| chosen(&endpoints, &[]) == 1));
     }
 
     #[tokio::test]

@@ -17,6 +17,7 @@ mod support;
 mod again;
 mod config;
 mod cuts;
+mod discovery;
 mod doors;
 mod event;
 mod failures;

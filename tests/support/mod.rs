@@ -5,6 +5,7 @@
 pub(crate) mod app;
 pub(crate) mod broker;
 pub(crate) mod client;
+pub(crate) mod dns;
 pub(crate) mod eventually;
 pub(crate) mod http2;
 pub(crate) mod kafka;
