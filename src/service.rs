@@ -6,6 +6,8 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Duration;
 
+use http::HeaderMap;
+use http::header::CONTENT_TYPE;
 use metrics::{Gauge, Histogram};
 use tokio::time::Instant;
 use tower::util::BoxCloneSyncService;
@@ -35,10 +37,22 @@ pub struct Call {
     pub request: Request,
     /// Its place among the calls in flight, given back when the answer's last byte is out.
     pub permit: Option<Permit>,
+    /// Whether it is gRPC, which is answered and timed in its own words.
+    pub grpc: bool,
     /// Who calls, if the connection is one of TLS.
     pub peer: Option<Arc<Peer>>,
     /// Ends the caller's connection where nothing else can.
     pub leash: Option<Arc<Leash>>,
+}
+
+/// Whether a content type is that of gRPC over HTTP/2 (PROTOCOL-HTTP2.md, "Requests"); gRPC-Web is another protocol.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|value| {
+        value
+            .as_bytes()
+            .strip_prefix(b"application/grpc")
+            .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+    })
 }
 
 /// Until when the caller of one connection has to take its answer. The answer's own timer stands still while the caller
@@ -77,11 +91,13 @@ impl Call {
     /// Takes a request that was read just now.
     pub fn new(mut request: Request) -> Self {
         let trace = Trace::of(request.headers_mut());
+        let grpc = is_grpc(request.headers());
         Self {
             started: Instant::now(),
             trace,
             request,
             permit: None,
+            grpc,
             peer: None,
             leash: None,
         }
@@ -221,5 +237,27 @@ impl Meters {
             outcomes: Outcomes::new(metrics, &names::CALLS, &with_pattern),
             seconds: metrics.histogram(&names::CALL_SECONDS, &labels),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn grpc_is_told_by_its_content_type_and_grpc_web_is_not_it() {
+        for (value, expected) in [
+            ("application/grpc", true),
+            ("application/grpc+proto", true),
+            ("application/grpc;charset=x", true),
+            ("application/grpc-web", false),
+            ("application/json", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(value));
+            assert_eq!(is_grpc(&headers), expected, "{value}");
+        }
     }
 }

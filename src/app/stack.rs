@@ -16,7 +16,6 @@ use tower::{Service, ServiceBuilder, service_fn};
 use crate::error::{Error, Kind};
 use crate::lifecycle;
 use crate::listen::head;
-use crate::pattern::grpc;
 use crate::reply::{headers, rescue};
 use crate::service::{Call, Gate, Handler, Meters, Outcome, Response};
 
@@ -164,7 +163,7 @@ where
     S: Service<Box<Call>, Response = Outcome, Error = Infallible>,
 {
     let trace = call.trace.clone();
-    let grpc = grpc::is(call.request.headers());
+    let grpc = call.grpc;
     let Outcome { result, meters } = inner.call(call).await?;
     Ok(match result {
         Ok(response) => Answered {

@@ -21,15 +21,22 @@ const TARGET_MAX: usize = 8 << 10;
 /// # Errors
 /// [`Kind::BadRequest`] with the rule that was broken.
 pub fn canonical(request: &mut Request) -> Result<(), Error> {
-    let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
-    if codings
-        .next()
-        .is_some_and(|first| first != "chunked" || codings.next().is_some())
-    {
-        return Err(bad("the only transfer coding taken is exactly `chunked`"));
+    let (mut coded, mut forged) = (false, false);
+    for name in request.headers().keys() {
+        coded |= *name == TRANSFER_ENCODING;
+        forged |= is_ours(name);
+    }
+    if coded {
+        let mut codings = request.headers().get_all(TRANSFER_ENCODING).iter();
+        let exact = codings.next().is_some_and(|first| first == "chunked");
+        if !exact || codings.next().is_some() {
+            return Err(bad("the only transfer coding taken is exactly `chunked`"));
+        }
     }
     one_host(request)?;
-    drop_forged(request);
+    if forged {
+        drop_forged(request);
+    }
     if request.method() == Method::CONNECT {
         // Its target is an authority and nothing else (RFC 9112 section 3.2.3), which is the Host by now.
         *request.uri_mut() = Uri::from_static("/");
@@ -71,24 +78,27 @@ pub fn target(text: &str) -> Result<PathAndQuery, Error> {
 
 /// Headers of ours mean something to an app only because nobody else can send them through a door.
 fn drop_forged(request: &mut Request) {
-    // With an underscore too: CGI and its heirs hand both to an app under one name.
-    let ours = |name: &&HeaderName| {
-        name.as_str()
-            .strip_prefix("wayside")
-            .is_some_and(|rest| rest.starts_with(['-', '_']))
-            // The time that a caller gives the call can only shorten ours, so anybody may say it.
-            && **name != TIMEOUT
-    };
-    let forged: Vec<HeaderName> = request.headers().keys().filter(ours).cloned().collect();
+    let names = request.headers().keys();
+    let forged: Vec<HeaderName> = names.filter(|name| is_ours(name)).cloned().collect();
     for name in forged {
         request.headers_mut().remove(name);
     }
 }
 
+/// With an underscore too: CGI and its heirs hand both to an app under one name.
+fn is_ours(name: &HeaderName) -> bool {
+    name.as_str()
+        .strip_prefix("wayside")
+        .is_some_and(|rest| rest.starts_with(['-', '_']))
+        // The time that a caller gives the call can only shorten ours, so anybody may say it.
+        && *name != TIMEOUT
+}
+
 /// An absolute-form target replaces Host (RFC 9112 section 3.2.2).
 fn one_host(request: &mut Request) -> Result<(), Error> {
-    let lines = request.headers().get_all(HOST).iter().count();
-    if lines > 1 {
+    let mut lines = request.headers().get_all(HOST).iter();
+    let (first, second) = (lines.next(), lines.next());
+    if second.is_some() {
         return Err(bad("there is more than one Host header"));
     }
     if let Some(authority) = request.uri().authority() {
@@ -115,7 +125,7 @@ fn one_host(request: &mut Request) -> Result<(), Error> {
         request.headers_mut().insert(HOST, host);
         return Ok(());
     }
-    match request.headers().get(HOST) {
+    match first {
         None if request.version() >= Version::HTTP_11 => Err(bad("the Host header is missing")),
         None => Ok(()),
         Some(host) if is_authority(host.as_bytes()) => Ok(()),

@@ -225,8 +225,9 @@ impl HyperService<http::Request<Incoming>> for Calls {
         self.seen.count.fetch_add(1, Relaxed);
         let old = request.version() < http::Version::HTTP_11;
         self.seen.old.store(old, Relaxed);
-        let switches =
-            request.method() == Method::CONNECT || request.headers().contains_key(UPGRADE);
+        // One look at each name: cheaper than to look up one that is hardly ever there.
+        let switches = request.method() == Method::CONNECT
+            || request.headers().keys().any(|name| *name == UPGRADE);
         if switches && request.version() == http::Version::HTTP_11 {
             let crossing = Crossing::default();
             request.extensions_mut().insert(crossing.clone());

@@ -5,7 +5,6 @@
 //! over HTTP/2, "Requests"), every other call gets `Wayside-Timeout` in whole milliseconds.
 
 use std::future::{Future, poll_fn};
-use std::io::Write as _;
 use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
@@ -13,7 +12,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::{Instant, Sleep};
 
-use crate::reply::headers::TIMEOUT;
+use crate::reply::headers::{TIMEOUT, Text};
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// A deadline that is further away is none worth telling.
@@ -22,6 +21,13 @@ const FAR: Duration = Duration::from_secs(60 * 60);
 /// When a call that began at `started` must be over: after `whole`, or sooner if its caller said so. What the caller said
 /// is taken out of the headers; [`tell`] writes what is left of it for each try.
 pub fn of(headers: &mut HeaderMap, started: Instant, whole: Duration) -> Instant {
+    // Most calls have neither, and to look once at each name costs less than to look either up.
+    if !headers
+        .keys()
+        .any(|name| *name == TIMEOUT || *name == GRPC_TIMEOUT)
+    {
+        return started + whole;
+    }
     let grpc = headers.remove(GRPC_TIMEOUT);
     let ours = headers.remove(TIMEOUT);
     let said = [
@@ -38,20 +44,18 @@ pub fn tell(headers: &mut HeaderMap, grpc: bool, deadline: Instant) {
     if left >= FAR {
         return;
     }
-    let millis = left.as_millis().max(1);
-    let (name, unit) = match grpc {
-        // At most eight digits by its grammar, which an hour in milliseconds has not.
-        true => (GRPC_TIMEOUT, "m"),
-        false => (TIMEOUT, ""),
-    };
-    // On the stack: a value is copied once whatever it is made of.
-    let mut text = [0; 16];
-    let mut rest = &mut text[..];
-    if write!(rest, "{millis}{unit}").is_ok() {
-        let left = rest.len();
-        if let Ok(value) = HeaderValue::from_bytes(&text[..text.len() - left]) {
-            headers.insert(name, value);
+    let mut text = Text::default();
+    text.push_number(u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1));
+    let name = match grpc {
+        true => {
+            // At most eight digits by its grammar, which an hour in milliseconds has not.
+            text.push("m");
+            GRPC_TIMEOUT
         }
+        false => TIMEOUT,
+    };
+    if let Ok(value) = HeaderValue::from_bytes(text.bytes()) {
+        headers.insert(name, value);
     }
 }
 

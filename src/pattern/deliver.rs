@@ -18,7 +18,7 @@ use crate::config::model::Hydrate as Mode;
 use crate::error::{Error, Kind};
 use crate::kafka::record::{Claim, ClaimRef, Decoded, digest_text};
 use crate::reply::headers::{ATTEMPT, CLAIM, MESSAGE_ID, REPR_DIGEST};
-use crate::service::{Call, Request};
+use crate::service::{Call, Request, is_grpc};
 use crate::telemetry::trace::Trace;
 
 /// Bytes of the app's answer that are read, so that its connection can be used again; a longer answer costs the
@@ -98,6 +98,7 @@ impl Deliver {
         let call = Box::new(Call {
             started: tokio::time::Instant::now(),
             trace: delivery.trace.clone(),
+            grpc: is_grpc(request.headers()),
             request,
             permit: None,
             peer: None,

@@ -17,8 +17,9 @@ const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 
-/// Headers that end at this hop, whatever Connection says. `te` is rewritten, not just removed.
-const HOP_BY_HOP: [HeaderName; 9] = [
+/// Headers that end at this hop, whatever Connection says, and those of a request that are looked at besides. Each is
+/// a bit of what [`found`] finds. `te` is rewritten, not just removed.
+const LOOKED_FOR: [HeaderName; 13] = [
     CONNECTION,
     KEEP_ALIVE,
     PROXY_CONNECTION,
@@ -28,7 +29,20 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION,
     HTTP2_SETTINGS,
+    VIA,
+    EXPECT,
+    COOKIE,
+    CONTENT_LENGTH,
 ];
+/// How many of them are hop-by-hop.
+const HOP_BY_HOP: usize = 9;
+const HAS_CONNECTION: u16 = 1;
+const HAS_TE: u16 = 1 << 3;
+const HAS_TRANSFER_ENCODING: u16 = 1 << 4;
+const HAS_VIA: u16 = 1 << 9;
+const HAS_EXPECT: u16 = 1 << 10;
+const HAS_COOKIE: u16 = 1 << 11;
+const HAS_CONTENT_LENGTH: u16 = 1 << 12;
 
 /// Names that one Connection header may list; more is an attack, not a message.
 const NOMINATED_MAX: usize = 16;
@@ -72,33 +86,32 @@ pub enum Framing {
 /// [`Kind::Loop`] when the call was here before; [`Kind::BadRequest`] for a Connection header that lists too much.
 pub fn clean_request(request: &mut Request, via: &Via) -> Result<Framing, Error> {
     let framing = framing_of(request.body());
-    if request.version() == http::Version::HTTP_2 {
-        join_cookies(request.headers_mut());
-    }
-    let method = request.method().clone();
+    let (method, version) = (request.method().clone(), request.version());
     let headers = request.headers_mut();
-    if headers
-        .get_all(VIA)
-        .iter()
-        .any(|line| contains(line.as_bytes(), via.pseudonym()))
-    {
+    let found = found(headers);
+    if version == http::Version::HTTP_2 && found & HAS_COOKIE != 0 {
+        join_cookies(headers);
+    }
+    let been_here = |line: &HeaderValue| contains(line.as_bytes(), via.pseudonym());
+    if found & HAS_VIA != 0 && headers.get_all(VIA).iter().any(been_here) {
         return Err(Error::new(
             Kind::Loop,
             "this sidecar has forwarded the call already",
         ));
     }
-    let trailers_wanted = headers
-        .get_all(TE)
-        .iter()
-        .any(|line| lists(line, "trailers"));
-    strip(headers)?;
-    // hyper never waits for the other side's 100, and answers it to the caller when the body is first read.
-    headers.remove(EXPECT);
+    let trailers = |line: &HeaderValue| lists(line, "trailers");
+    let trailers_wanted = found & HAS_TE != 0 && headers.get_all(TE).iter().any(trailers);
+    strip(headers, found)?;
+    if found & HAS_EXPECT != 0 {
+        // hyper never waits for the other side's 100, and answers it to the caller when the body is first read.
+        headers.remove(EXPECT);
+    }
+    let bodiless = method == Method::GET || method == Method::HEAD;
     if framing == Framing::Chunked {
         // Said explicitly: without it hyper drops the body of a GET or HEAD.
         headers.remove(CONTENT_LENGTH);
         headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-    } else if framing == Framing::None && (method == Method::GET || method == Method::HEAD) {
+    } else if framing == Framing::None && bodiless && found & HAS_CONTENT_LENGTH != 0 {
         headers.remove(CONTENT_LENGTH);
     }
     if trailers_wanted {
@@ -114,19 +127,19 @@ pub fn clean_request(request: &mut Request, via: &Via) -> Result<Framing, Error>
 /// # Errors
 /// [`Kind::BadAnswer`] for a Connection header that lists too much.
 pub fn clean_response(headers: &mut HeaderMap) -> Result<(), Error> {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    if let Some(first) = codings.next()
-        && (!first.as_bytes().eq_ignore_ascii_case(b"chunked") || codings.next().is_some())
-    {
-        // Taken off here, its bytes would reach the caller as something that they are not.
-        let detail = "the service's answer has a transfer coding other than chunked";
-        return Err(Error::new(Kind::BadAnswer, detail));
-    }
-    // With both, chunked is what was read (RFC 9112 section 6.3); passed on with both, hyper would send nothing at all.
-    if headers.contains_key(TRANSFER_ENCODING) {
+    let found = found(headers);
+    if found & HAS_TRANSFER_ENCODING != 0 {
+        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+        let chunked = |line: &HeaderValue| line.as_bytes().eq_ignore_ascii_case(b"chunked");
+        if !(codings.next().is_some_and(chunked) && codings.next().is_none()) {
+            // Taken off here, its bytes would reach the caller as something that they are not.
+            let detail = "the service's answer has a transfer coding other than chunked";
+            return Err(Error::new(Kind::BadAnswer, detail));
+        }
+        // With both, chunked is what was read (RFC 9112 section 6.3); passed on with both, hyper would send nothing.
         headers.remove(CONTENT_LENGTH);
     }
-    strip(headers).map_err(|error| Error::new(Kind::BadAnswer, error.detail().to_owned()))
+    strip(headers, found).map_err(|error| Error::new(Kind::BadAnswer, error.detail().to_owned()))
 }
 
 /// The protocol that a caller wants to switch to, if this hop lets it: one token, and not HTTP/2, which is spoken with
@@ -178,20 +191,41 @@ pub fn last_hop(request: &mut Request) -> bool {
     }
 }
 
-fn strip(headers: &mut HeaderMap) -> Result<(), Error> {
-    // One pass to see what is there: most calls carry none of it, and a removal hashes its name each time.
+/// Which of [`LOOKED_FOR`] are there: one pass, since most calls carry few of them and each look-up hashes its name.
+fn found(headers: &HeaderMap) -> u16 {
     let mut found = 0_u16;
     for name in headers.keys() {
-        if let Some(at) = HOP_BY_HOP.iter().position(|hop| hop == name) {
+        // By length first: it tells most names apart at once.
+        let at = match name.as_str().len() {
+            2 => Some(3),
+            3 => Some(9),
+            6 if *name == EXPECT => Some(10),
+            6 => Some(11),
+            7 => Some(5),
+            10 if *name == CONNECTION => Some(0),
+            10 => Some(1),
+            14 if *name == HTTP2_SETTINGS => Some(8),
+            14 => Some(12),
+            16 => Some(2),
+            17 => Some(4),
+            18 => Some(6),
+            19 => Some(7),
+            _ => None,
+        };
+        if let Some(at) = at.filter(|at| LOOKED_FOR[*at] == *name) {
             found |= 1 << at;
         }
     }
-    if found & 1 != 0 {
+    found
+}
+
+fn strip(headers: &mut HeaderMap, found: u16) -> Result<(), Error> {
+    if found & HAS_CONNECTION != 0 {
         for name in nominated(headers)? {
             headers.remove(name);
         }
     }
-    for (at, name) in HOP_BY_HOP.iter().enumerate() {
+    for (at, name) in LOOKED_FOR.iter().enumerate().take(HOP_BY_HOP) {
         if found & (1 << at) != 0 {
             headers.remove(name);
         }
@@ -322,6 +356,28 @@ mod tests {
         headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         clean_response(&mut headers).expect("nothing is wrong with it");
         assert!(headers.is_empty());
+    }
+
+    #[test]
+    fn every_name_that_is_looked_for_is_found_by_its_length() {
+        for (at, name) in LOOKED_FOR.iter().enumerate() {
+            let mut headers = HeaderMap::new();
+            headers.insert(name.clone(), HeaderValue::from_static("x"));
+            assert_eq!(found(&headers), 1 << at, "{name}");
+        }
+        let mut headers = HeaderMap::new();
+        for other in [
+            "ab",
+            "abc",
+            "origin",
+            "referer",
+            "user-agent",
+            "x-fourteen-let",
+            "accept-encoding",
+        ] {
+            headers.insert(other, HeaderValue::from_static("x"));
+        }
+        assert_eq!(found(&headers), 0);
     }
 
     #[test]

@@ -211,7 +211,12 @@ impl Hydrate {
             request.headers_mut().insert(HOST, host);
         }
         let mut connection = upstream
-            .connection(endpoint, Version::One, false, limits.connect()?)
+            .connection(
+                endpoint,
+                (Version::One, false),
+                Instant::now(),
+                limits.connect()?,
+            )
             .await?;
         let answer = timeout_at(limits.head, connection.send(request))
             .await

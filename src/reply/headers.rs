@@ -1,5 +1,7 @@
 //! Names of the headers that Wayside adds.
 
+use std::time::Duration;
+
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// On every response: which pattern carried the call.
@@ -27,5 +29,78 @@ pub const RESERVED: &str = "/.wayside/";
 pub fn set_pattern(headers: &mut HeaderMap, pattern: &'static str) {
     if pattern != "-" {
         headers.insert(PATTERN, HeaderValue::from_static(pattern));
+    }
+}
+
+/// A header's value in the making, on the stack: it is copied once, and the formatter costs more than the rest of a hop.
+/// What does not fit is left out.
+pub struct Text {
+    bytes: [u8; 192],
+    length: usize,
+}
+
+impl Default for Text {
+    fn default() -> Self {
+        Self {
+            bytes: [0; 192],
+            length: 0,
+        }
+    }
+}
+
+impl Text {
+    /// Adds text.
+    pub fn push(&mut self, text: &str) {
+        let end = self.length + text.len();
+        if let Some(space) = self.bytes.get_mut(self.length..end) {
+            space.copy_from_slice(text.as_bytes());
+            self.length = end;
+        }
+    }
+
+    /// Adds a number.
+    pub fn push_number(&mut self, number: u64) {
+        self.push(itoa::Buffer::new().format(number));
+    }
+
+    /// Adds a time in milliseconds, to a hundredth.
+    pub fn push_millis(&mut self, time: Duration) {
+        let hundredths = u64::try_from(time.as_micros() / 10).unwrap_or(u64::MAX);
+        self.push_number(hundredths / 100);
+        let digits = [
+            b'0' + (hundredths / 10 % 10) as u8,
+            b'0' + (hundredths % 10) as u8,
+        ];
+        self.push(".");
+        self.push(std::str::from_utf8(&digits).unwrap_or("00"));
+    }
+
+    /// What was added.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_to_a_hundredth_of_a_millisecond() {
+        for (micros, expected) in [
+            (0, "0.00"),
+            (9, "0.00"),
+            (10, "0.01"),
+            (1_239, "1.23"),
+            (60_000_000, "60000.00"),
+        ] {
+            let mut text = Text::default();
+            text.push_millis(Duration::from_micros(micros));
+            assert_eq!(text.bytes(), expected.as_bytes());
+        }
+        let mut text = Text::default();
+        text.push(&"x".repeat(200));
+        text.push("short");
+        assert_eq!(text.bytes(), b"short", "what does not fit is left out");
     }
 }

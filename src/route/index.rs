@@ -105,6 +105,10 @@ impl Node {
 
     /// Shows `ask` everything that lies on the way of a path.
     fn visit(&self, path: &str, ask: &mut impl FnMut(&[usize])) {
+        if self.below.is_empty() && self.free.is_none() && self.exact.is_empty() {
+            // Nothing depends on the path, so it need not be taken apart.
+            return ask(&self.open);
+        }
         self.walk(path.split('/').skip(1), ask);
     }
 

@@ -32,12 +32,12 @@ impl Trace {
 
     /// Makes a new, unsampled context.
     pub fn new() -> Self {
-        let text = format!(
-            "00-{:032x}-{:016x}-00",
-            fastrand::u128(1..),
-            fastrand::u64(1..)
-        );
-        let header = HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static(""));
+        // Digit by digit: made for most calls, and the formatter costs ten times as much.
+        let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
+        hex(&mut text[3..35], fastrand::u128(1..));
+        hex(&mut text[36..52], u128::from(fastrand::u64(1..)));
+        let header =
+            HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static(""));
         Self { header }
     }
 
@@ -68,6 +68,14 @@ impl Default for Trace {
     }
 }
 
+/// Writes the last digits of a number.
+fn hex(digits: &mut [u8], mut number: u128) {
+    for digit in digits.iter_mut().rev() {
+        *digit = b"0123456789abcdef"[(number & 15) as usize];
+        number >>= 4;
+    }
+}
+
 fn is_valid(text: &[u8]) -> bool {
     let hex = |part: &[u8]| {
         part.iter()
@@ -92,6 +100,13 @@ mod tests {
     use super::*;
 
     const GOOD: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    #[test]
+    fn a_new_context_is_one_of_its_own() {
+        let (one, other) = (Trace::new(), Trace::new());
+        assert!(is_valid(one.header().as_bytes()), "{one:?}");
+        assert_ne!(one, other);
+    }
 
     #[test]
     fn a_good_context_is_kept_untouched() {

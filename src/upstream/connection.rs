@@ -73,12 +73,12 @@ impl fmt::Display for Evidence {
 }
 
 impl Connection {
-    pub(super) fn idle(idle: Idle, endpoint: &Arc<Endpoint>, keep: Duration) -> Self {
+    pub(super) fn idle(idle: Idle, endpoint: &Arc<Endpoint>, keep: Duration, now: Instant) -> Self {
         Self {
             began: idle.traffic.mark(),
             sender: Sender::One(idle.sender, idle.traffic),
             endpoint: Arc::clone(endpoint),
-            idle: Some(idle.since.elapsed()),
+            idle: Some(now.saturating_duration_since(idle.since)),
             keep,
         }
     }

@@ -298,8 +298,8 @@ impl Upstream {
     pub async fn connection(
         &self,
         endpoint: &Arc<Endpoint>,
-        version: Version,
-        once: bool,
+        (version, once): (Version, bool),
+        now: Instant,
         deadline: Instant,
     ) -> Result<Connection, Error> {
         if version == Version::One {
@@ -308,8 +308,8 @@ impl Upstream {
             } else {
                 self.idle
             };
-            if let Some(idle) = endpoint.pool.here().take(longest) {
-                return Ok(Connection::idle(idle, endpoint, self.idle));
+            if let Some(idle) = endpoint.pool.here().take(longest, now) {
+                return Ok(Connection::idle(idle, endpoint, self.idle, now));
             }
         } else if let Some(place) = endpoint.pool.here().join() {
             return Ok(Connection::shared(place, endpoint, true));
@@ -385,14 +385,14 @@ impl Upstream {
         error.detailed(&self.name, endpoint.address)
     }
 
-    /// Notes an answer that came after `latency`; `well` unless its status blames the service.
-    pub fn answered(&self, endpoint: &Endpoint, latency: Duration, well: bool) {
+    /// Notes an answer that came `now`, after `latency`; `well` unless its status blames the service.
+    pub fn answered(&self, endpoint: &Endpoint, latency: Duration, now: Instant, well: bool) {
         if !well {
             // A fast refusal must not attract more calls.
             return self.failed(endpoint);
         }
-        endpoint.load.answered(latency);
-        if self.rule.ejection.is_some() && endpoint.breaker.succeeded(Instant::now()) {
+        endpoint.load.answered(latency, now);
+        if self.rule.ejection.is_some() && endpoint.breaker.succeeded(now) {
             self.changed(endpoint, "back");
         }
     }

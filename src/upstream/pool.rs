@@ -93,8 +93,7 @@ impl Pool {
 
 impl Shard {
     /// Takes the newest idle connection that is alive and was idle for at most `longest`.
-    pub(super) fn take(&self, longest: Duration) -> Option<Idle> {
-        let now = Instant::now();
+    pub(super) fn take(&self, longest: Duration, now: Instant) -> Option<Idle> {
         let mut idle = lock(&self.idle);
         while let Some(newest) = idle.pop() {
             if newest.sender.is_closed() || now >= newest.until {

@@ -1,7 +1,7 @@
 //! An answer on its way back to the caller.
 
-use std::io::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderValue, Version};
 use http_body::Body as _;
@@ -13,7 +13,7 @@ use crate::body::Body;
 use crate::error::{Error, Kind};
 use crate::pattern::hop;
 use crate::pattern::relay::{Held, Limits, Relay};
-use crate::reply::headers::SERVER_TIMING;
+use crate::reply::headers::{SERVER_TIMING, Text};
 use crate::service::{Leash, Permit, Response};
 use crate::telemetry::trace::Trace;
 use crate::upstream::{Place, Upstream};
@@ -42,7 +42,7 @@ impl Forward {
         }
         hop::clean_response(&mut head.headers)?;
         head.version = Version::HTTP_11;
-        if let Some(value) = self.timing(&way, answer.took) {
+        if let Some(value) = self.timing(&way, answer.came, answer.took) {
             head.headers.append(SERVER_TIMING, value);
         }
         let deadline = way.deadline;
@@ -72,16 +72,18 @@ impl Forward {
 
     /// Where the time went, in milliseconds (W3C Server Timing): in this sidecar, retries and waits among it, and at the
     /// service.
-    fn timing(&self, way: &Way, took: std::time::Duration) -> Option<HeaderValue> {
+    fn timing(&self, way: &Way, came: Instant, took: Duration) -> Option<HeaderValue> {
         let who = self.timing.as_ref()?;
-        let ours = way.started.elapsed().saturating_sub(took);
-        let (ours, theirs) = (ours.as_secs_f64() * 1e3, took.as_secs_f64() * 1e3);
-        // On the stack: a value is copied once whatever it is made of.
-        let mut text = [0; 192];
-        let mut rest = &mut text[..];
-        let name = &way.upstream.name;
-        write!(rest, "{who};dur={ours:.2}, {name};dur={theirs:.2}").ok()?;
-        let left = rest.len();
-        HeaderValue::from_bytes(&text[..text.len() - left]).ok()
+        let all = came.saturating_duration_since(way.started);
+        let ours = all.saturating_sub(took);
+        let mut text = Text::default();
+        text.push(who);
+        text.push(";dur=");
+        text.push_millis(ours);
+        text.push(", ");
+        text.push(&way.upstream.name);
+        text.push(";dur=");
+        text.push_millis(took);
+        HeaderValue::from_bytes(text.bytes()).ok()
     }
 }

@@ -147,7 +147,8 @@ impl Forward {
             permit: call.permit,
             place,
         };
-        Ok((Trip::new(self, upstream, call.request, deadline)?, way))
+        let request = (call.request, call.grpc);
+        Ok((Trip::new(self, upstream, request, deadline)?, way))
     }
 }
 

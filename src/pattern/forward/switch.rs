@@ -159,6 +159,7 @@ impl Forward {
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             // An ordinary answer: the service does not want to.
             let answer = super::trip::Answer {
+                came: Instant::now(),
                 took: way.started.elapsed(),
                 response,
                 first: None,

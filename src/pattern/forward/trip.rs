@@ -53,6 +53,8 @@ pub(super) struct Answer {
     pub(super) connection: Connection,
     pub(super) sent: Option<Sent>,
     pub(super) open: Open,
+    /// When its head came.
+    pub(super) came: Instant,
     /// From the request's first byte to the head.
     pub(super) took: Duration,
 }
@@ -61,10 +63,9 @@ impl<'a> Trip<'a> {
     pub(super) fn new(
         rule: &'a Forward,
         upstream: &'a Arc<Upstream>,
-        request: Request,
+        (request, grpc): (Request, bool),
         deadline: Instant,
     ) -> Result<Self, Error> {
-        let grpc = grpc::is(request.headers());
         let version = upstream.version(grpc);
         let idempotent = rule.idempotent || hop::is_idempotent(request.method());
         let hashed = upstream.hash(&request);
@@ -99,12 +100,16 @@ impl<'a> Trip<'a> {
         let once = !self.idempotent;
         let mut connection = self
             .upstream
-            .connection(&endpoint, self.version, once, connect_limit)
+            .connection(&endpoint, (self.version, once), begun, connect_limit)
             .await?;
+        // Asked anew only where it took time to get here: each look at the clock is paid by every call.
+        let mut asked = match connection.reused() {
+            true => begun,
+            false => Instant::now(),
+        };
         loop {
             let open = Open::at(&endpoint);
             let uploading = self.source.uploading();
-            let asked = Instant::now();
             let answered = {
                 // Moved straight into what is sent: the loop's future would keep the space for it.
                 let head = pin!(connection.send(self.request()?));
@@ -115,13 +120,15 @@ impl<'a> Trip<'a> {
             match answered {
                 Ok(Ok(response)) => {
                     self.sent += 1;
+                    let now = Instant::now();
                     let mut answer = Answer {
                         response,
                         first: None,
                         connection,
                         sent: uploading,
                         open,
-                        took: asked.elapsed(),
+                        came: now,
+                        took: now.saturating_duration_since(asked),
                     };
                     self.peek(&mut answer);
                     self.note(&answer);
@@ -136,6 +143,7 @@ impl<'a> Trip<'a> {
                         self.upstream
                             .fresh_connection(&endpoint, self.version, connect_limit);
                     connection = Box::pin(making).await?;
+                    asked = Instant::now();
                 }
                 Err(error) => {
                     self.sent += 1;
@@ -225,15 +233,24 @@ impl<'a> Trip<'a> {
         }
     }
 
+    fn says_unavailable(&self, answer: &Answer) -> bool {
+        if !self.grpc {
+            return false;
+        }
+        let trailers = answer.first.as_ref().and_then(Frame::trailers_ref);
+        grpc::unavailable(answer.response.headers()) || trailers.is_some_and(grpc::unavailable)
+    }
+
     /// Tells the address's account how it did.
     fn note(&self, answer: &Answer) {
         let status = answer.response.status().as_u16();
-        let well = !matches!(status, 500 | 502..=599) && !says_unavailable(answer);
+        let well = !matches!(status, 500 | 502..=599) && !self.says_unavailable(answer);
         let endpoint = answer.connection.endpoint();
         if status == 429 {
             endpoint.avoid();
         } else {
-            self.upstream.answered(endpoint, answer.took, well);
+            self.upstream
+                .answered(endpoint, answer.took, answer.came, well);
         }
     }
 
@@ -241,7 +258,7 @@ impl<'a> Trip<'a> {
     pub(super) fn failure(&self, tried: &Result<Answer, Error>) -> Option<Failure> {
         match tried {
             Err(error) => Some(Failure::Error(error.may_retry())),
-            Ok(answer) if says_unavailable(answer) => Some(Failure::Unavailable),
+            Ok(answer) if self.says_unavailable(answer) => Some(Failure::Unavailable),
             Ok(answer) => {
                 let status = answer.response.status().as_u16();
                 let listed = self.rule.retry.statuses.contains(&status);
@@ -354,11 +371,6 @@ fn discard(tried: Result<Answer, Error>) {
     {
         answer.connection.release();
     }
-}
-
-fn says_unavailable(answer: &Answer) -> bool {
-    let trailers = answer.first.as_ref().and_then(Frame::trailers_ref);
-    grpc::unavailable(answer.response.headers()) || trailers.is_some_and(grpc::unavailable)
 }
 
 /// How long the service wants to be left alone, in seconds; a date is not looked at.
