@@ -46,8 +46,9 @@ use stack::Keeper;
 const UPKEEP: Duration = Duration::from_secs(5);
 /// The outbound door closes when nothing was in flight for this long: the app may still be finishing.
 const OUTBOUND_QUIET: Duration = Duration::from_secs(1);
-/// The part of what is left of `drain` that this may take.
-const QUIET_SHARE: f32 = 0.75;
+/// How long before the end of `drain` the outbound door closes although calls are in flight: what would go on for ever,
+/// such as a tunnel or an idle connection, ends in order only if it is told before the end. Of a short drain a quarter.
+const OUTBOUND_LAST: Duration = Duration::from_secs(1);
 /// The part of `drain` that deliveries may use up, so that an app which hangs leaves the doors some.
 const CONSUMERS_SHARE: f32 = 0.75;
 /// Messages that the admin door lists.
@@ -371,10 +372,8 @@ impl Sidecar {
             self.drains.inbound.finished(deadline).await,
             "inbound calls",
         );
-        // Not to the very end: what is in flight by then, a socket for one, is told to finish and needs time for it.
-        let now = Instant::now();
-        let time = deadline.saturating_duration_since(now);
-        self.wait_for_quiet(now + time.mul_f32(QUIET_SHARE)).await;
+        let last = deadline - OUTBOUND_LAST.min(within / 4);
+        self.wait_for_quiet(last).await;
         self.drains.outbound.begin(deadline);
         note(
             self.drains.outbound.finished(deadline).await,
@@ -394,12 +393,12 @@ impl Sidecar {
 
     /// Waits until the outbound door had nothing in flight for a while. Calls shorter than the time between two looks
     /// are seen by their number.
-    async fn wait_for_quiet(&self, deadline: Instant) {
+    async fn wait_for_quiet(&self, last: Instant) {
         if self.addresses.outbound.is_none() {
             return;
         }
         let (mut quiet_since, mut entered) = (Instant::now(), self.outbound_gate.entered());
-        while Instant::now() < deadline && quiet_since.elapsed() < OUTBOUND_QUIET {
+        while Instant::now() < last && quiet_since.elapsed() < OUTBOUND_QUIET {
             sleep(Duration::from_millis(20)).await;
             let seen = self.outbound_gate.entered();
             if self.outbound_gate.inside() > 0 || seen != entered {

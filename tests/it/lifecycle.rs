@@ -12,7 +12,7 @@ use crate::support::app::{Answer, App};
 use crate::support::client::{get, post};
 use crate::support::eventually::eventually;
 use crate::support::process::Process;
-use crate::support::raw::{Wire, field, status};
+use crate::support::raw::{RawApp, Wire, field, status};
 use crate::support::sidecar::Sidecar;
 
 const SOON: Duration = Duration::from_secs(5);
@@ -77,6 +77,47 @@ async fn a_drain_ends_in_its_time_whatever_hangs() {
         "{took:?}"
     );
     assert!(caller.ends_within(SOON).await);
+}
+
+#[tokio::test]
+async fn a_tunnel_serves_on_while_draining_and_ends_in_order_before_the_drain_does() {
+    let app = RawApp::start(async |mut wire: Wire, _| {
+        wire.head().await;
+        let switched =
+            "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n";
+        wire.send(switched).await;
+        while let Some(line) = wire.try_until(b"\n").await {
+            wire.send(line).await;
+        }
+    })
+    .await;
+    let rest = format!(
+        "app: {}\ninbound: {{ listen: 127.0.0.1:0 }}\ndrain: 3s",
+        app.address
+    );
+    let sidecar = Sidecar::start(&yaml(&[app.address.to_string()], "", &rest)).await;
+    let mut wires = Vec::new();
+    for door in [sidecar.outbound(), sidecar.inbound()] {
+        let mut wire = Wire::connect(door).await;
+        wire.send("GET / HTTP/1.1\r\nhost: billing\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n")
+            .await;
+        assert_eq!(status(&wire.head().await), 101);
+        wires.push(wire);
+    }
+    let stopping = Handle::current().spawn(sidecar.stop_saying());
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_millis(1500) {
+        for wire in &mut wires {
+            wire.send("still there?\n").await;
+            assert_eq!(wire.bytes(13).await, b"still there?\n");
+        }
+        tokio::task::yield_now().await;
+    }
+    for wire in &mut wires {
+        assert!(wire.ends_in_order().await, "no reset");
+    }
+    let left = stopping.await.expect("no panic");
+    assert!(left.is_empty(), "not in its time: {left:?}");
 }
 
 #[tokio::test]
