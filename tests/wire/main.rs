@@ -31,3 +31,4 @@ mod tools;
 
 mod grpc;
 mod h2spec;
+mod websocket;
