@@ -29,6 +29,7 @@ mod sidecar;
 #[cfg(test)]
 mod tools;
 
+mod curl;
 mod grpc;
 mod h2spec;
 mod websocket;
