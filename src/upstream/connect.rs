@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
 use hyper::rt::Executor;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
@@ -23,10 +24,14 @@ const HEAD_MAX: usize = 64 << 10;
 /// small frames follows the window, and the smallest one closes healthy connections.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 2 << 20;
-/// How long an HTTP/2 connection may be silent before it is asked whether it lives, and how long it may take to say so:
-/// a peer whose address went to somebody else never says goodbye.
-const PING_AFTER: Duration = Duration::from_secs(10);
-const PONG_WITHIN: Duration = Duration::from_secs(5);
+/// How long the other end of an HTTP/2 connection may be silent before its kernel is asked whether it lives, how often it
+/// is asked, and for how long nothing may come of that or of bytes that were sent: a peer whose address went to somebody
+/// else never says goodbye. TCP asks and not HTTP/2: servers of gRPC take a PING more often than each five minutes for an
+/// attack and close the connection, with every silent stream on it (gRPC proposal A8).
+const PROBE_AFTER: Duration = Duration::from_secs(10);
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+#[cfg(target_os = "linux")]
+const UNHEARD_MAX: Duration = Duration::from_secs(15);
 
 /// What a connection speaks.
 pub(super) enum Sender {
@@ -84,6 +89,9 @@ pub(super) async fn socket(
     let connecting = async {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
+        if version == Version::Two {
+            watch(&stream)?;
+        }
         Ok::<_, std::io::Error>(stream)
     };
     let stream = match timeout_at(deadline, connecting).await {
@@ -98,6 +106,19 @@ pub(super) async fn socket(
             .await
             .map_err(|(reason, cause)| ConnectError::Tls(reason, cause)),
     }
+}
+
+/// Lets the kernel find out that nobody is at the other end any more.
+fn watch(stream: &TcpStream) -> std::io::Result<()> {
+    let socket = SockRef::from(stream);
+    let probes = TcpKeepalive::new()
+        .with_time(PROBE_AFTER)
+        .with_interval(PROBE_EVERY);
+    socket.set_tcp_keepalive(&probes)?;
+    // Elsewhere, bytes without an acknowledgement are given up after the system's own time.
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(UNHEARD_MAX))?;
+    Ok(())
 }
 
 /// Speaks HTTP on a socket and leaves the connection's own task on this worker.
@@ -121,13 +142,9 @@ pub(super) async fn speak(
         }
         Version::Two => {
             let (sender, connection) = http2::Builder::new(Background)
-                .timer(TokioTimer::new())
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .max_header_list_size(HEAD_MAX as u32)
-                .keep_alive_interval(PING_AFTER)
-                .keep_alive_timeout(PONG_WITHIN)
-                .keep_alive_while_idle(true)
                 .handshake(io)
                 .await
                 .map_err(failed)?;
@@ -158,5 +175,29 @@ where
 {
     fn execute(&self, future: F) {
         lifecycle::spawn(&Handle::current(), "stream", future);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn the_kernel_watches_connections_of_http2_and_leaves_others_alone() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        for (version, watched) in [(Version::One, false), (Version::Two, true)] {
+            let deadline = Instant::now() + Duration::from_secs(5);
+            let Ok(socket) = socket(address, None, version, deadline).await else {
+                panic!("the port takes no connection");
+            };
+            let socket = SockRef::from(socket.tcp());
+            assert_eq!(socket.keepalive().expect("it can be asked"), watched);
+            let unheard = socket.tcp_user_timeout().expect("it can be asked");
+            assert_eq!(unheard, watched.then_some(UNHEARD_MAX));
+        }
     }
 }

@@ -54,15 +54,29 @@ struct Line {
 }
 
 impl Line {
-    async fn lay(programs: &Path) -> Self {
-        let folder = TempDir::with_prefix("wayside-interop-").expect("a folder can be made");
+    /// Lays the line to Google's interop server.
+    async fn to_interop(programs: &Path) -> Self {
         let address = App::nowhere();
         let mut command = Command::new(programs.join("interop-server"));
         command.args(["-port", &address.port().to_string()]);
-        let mut server = Process::start("interop-server", &mut command, folder.path());
-        eventually("the server listens", Duration::from_secs(30), async || {
+        Self::to(command, async |_: &Process| Some(address)).await
+    }
+
+    /// Lays the line to `streams`, which ends each of its connections after `age`; `0s` for never.
+    async fn to_streams(programs: &Path, age: &str) -> Self {
+        let mut command = Command::new(programs.join("streams"));
+        command.args(["-age", age]);
+        let said = async |server: &Process| server.stdout().lines().next()?.parse().ok();
+        Self::to(command, said).await
+    }
+
+    async fn to(mut command: Command, said: impl AsyncFn(&Process) -> Option<SocketAddr>) -> Self {
+        let folder = TempDir::with_prefix("wayside-grpc-").expect("a folder can be made");
+        let mut server = Process::start("grpc-server", &mut command, folder.path());
+        let address = eventually("the server listens", Duration::from_secs(30), async || {
             assert!(server.ended().is_none(), "{}", server.stderr());
-            TcpStream::connect(address).await.ok()
+            let address = said(&server).await?;
+            TcpStream::connect(address).await.ok().map(|_| address)
         })
         .await;
         let far = Sidecar::run(&format!(
@@ -86,7 +100,7 @@ async fn near(far: SocketAddr) -> Sidecar {
 service: client
 outbound:
   listen: 127.0.0.1:0
-  routes: [{{ name: all, forward: {{ to: server, timeout: 60s }} }}]
+  routes: [{{ name: all, forward: {{ to: server, timeout: none, timeouts: {{ idle: none }} }} }}]
 services: {{ server: {{ addresses: [\"{far}\"] }} }}
 "
     ))
@@ -118,7 +132,7 @@ async fn every_interop_case_without_cloud_credentials_passes_through_two_sidecar
     let Some(programs) = tools::go().await else {
         return;
     };
-    let mut line = Line::lay(programs).await;
+    let mut line = Line::to_interop(programs).await;
     let mut failures = Vec::new();
     for case in CASES {
         failures.extend(fails(programs, case, line.near.door()).await);
@@ -139,4 +153,58 @@ async fn every_interop_case_without_cloud_credentials_passes_through_two_sidecar
     for sidecar in [&mut line.near, &mut line.far] {
         assert!(sidecar.is_running(), "the same process all along");
     }
+}
+
+/// Runs one of the trials of `streams`, which see how a call ends for the server too.
+async fn bears(trial: &str, age: &str) {
+    let Some(programs) = tools::go().await else {
+        return;
+    };
+    let line = Line::to_streams(programs, age).await;
+    let mut command = Command::new(programs.join("streams"));
+    command.args(["-door", &line.near.door().to_string(), "-try", trial]);
+    command.args(["-direct", &line.address.to_string()]);
+    let output = tools::run(command, Duration::from_secs(120)).await;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{trial}: {said}");
+}
+
+#[tokio::test]
+async fn a_callers_cancel_reaches_the_server() {
+    bears("cancel", "0s").await;
+}
+
+#[tokio::test]
+async fn a_callers_deadline_reaches_the_server_and_its_code_the_caller() {
+    bears("deadline", "0s").await;
+}
+
+#[tokio::test]
+async fn an_answer_that_ends_before_its_request_arrives_whole() {
+    bears("refuse", "0s").await;
+}
+
+#[tokio::test]
+async fn a_caller_that_has_ended_its_side_hears_all_that_follows() {
+    bears("after", "0s").await;
+}
+
+#[tokio::test]
+async fn more_calls_than_a_server_has_places_for_are_all_answered() {
+    bears("crowd", "0s").await;
+}
+
+#[tokio::test]
+async fn messages_above_every_window_pass_both_ways() {
+    bears("large", "0s").await;
+}
+
+#[tokio::test]
+async fn a_server_that_ends_its_connections_again_and_again_loses_no_call() {
+    bears("aging", "300ms").await;
+}
+
+#[tokio::test]
+async fn a_stream_may_be_silent_for_longer_than_a_server_bears_pings() {
+    bears("quiet", "0s").await;
 }

@@ -12,15 +12,22 @@ use tokio::time::timeout;
 use crate::support::process::announce;
 
 /// Each program of the Go module, and what it is built from.
-const PROGRAMS: [(&str, &str); 4] = [
+const PROGRAMS: [(&str, &str); 5] = [
     ("h2spec", "github.com/summerwind/h2spec/cmd/h2spec"),
     ("interop-client", "google.golang.org/grpc/interop/client"),
     ("interop-server", "google.golang.org/grpc/interop/server"),
     ("relay", "./relay"),
+    ("streams", "./streams"),
 ];
 
 /// What tells whether the programs are current.
-const GO_SOURCES: [&str; 3] = ["go/go.mod", "go/go.sum", "go/relay/main.go"];
+const GO_SOURCES: [&str; 5] = [
+    "go/go.mod",
+    "go/go.sum",
+    "go/relay/main.go",
+    "go/streams/main.go",
+    "go/streams/server.go",
+];
 
 /// What was found, or what is missing with its remedy.
 type Found = Result<PathBuf, String>;
