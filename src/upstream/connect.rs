@@ -24,6 +24,8 @@ const HEAD_MAX: usize = 64 << 10;
 /// small frames follows the window, and the smallest one closes healthy connections.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 2 << 20;
+/// Calls that are sent before the other side has said how many it takes at a time: more may be refused.
+const BEFORE_SETTINGS: usize = 1;
 /// How long the other end of an HTTP/2 connection may be silent before its kernel is asked whether it lives, how often it
 /// is asked, and for how long nothing may come of that or of bytes that were sent: a peer whose address went to somebody
 /// else never says goodbye. TCP asks and not HTTP/2: servers of gRPC take a PING more often than each five minutes for an
@@ -142,6 +144,7 @@ pub(super) async fn speak(
         }
         Version::Two => {
             let (sender, connection) = http2::Builder::new(Background)
+                .initial_max_send_streams(BEFORE_SETTINGS)
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .max_header_list_size(HEAD_MAX as u32)
