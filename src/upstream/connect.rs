@@ -1,17 +1,20 @@
 //! Makes one connection: TCP, TLS where the service has it, then HTTP/1.1 or HTTP/2.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
-use hyper::rt::Executor;
+use hyper::rt::{Executor, Read, Write};
 use hyper_util::rt::TokioIo;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
+use super::pool::Room;
 use super::traffic::{Counted, Traffic};
 use crate::body::Body;
 use crate::error::{BoxError, Error, Kind, Retry};
@@ -38,7 +41,7 @@ const UNHEARD_MAX: Duration = Duration::from_secs(15);
 /// What a connection speaks.
 pub(super) enum Sender {
     One(http1::SendRequest<Body>),
-    Two(http2::SendRequest<Body>),
+    Two(http2::SendRequest<Body>, Arc<Room>),
 }
 
 /// Which of them to make.
@@ -151,10 +154,31 @@ pub(super) async fn speak(
                 .handshake(io)
                 .await
                 .map_err(failed)?;
-            in_background(connection);
-            Ok(Sender::Two(sender))
+            let room = Arc::new(Room::default());
+            in_background(telling(connection, Arc::clone(&room)));
+            Ok(Sender::Two(sender, room))
         }
     }
+}
+
+/// Runs a connection, and tells at each call that is sent how many the other side takes at a time.
+async fn telling<T>(
+    connection: http2::Connection<T, Body, Background>,
+    room: Arc<Room>,
+) -> hyper::Result<()>
+where
+    T: Read + Write + Unpin + Send + 'static,
+{
+    let mut connection = pin!(connection);
+    poll_fn(|cx| {
+        let ended = connection.as_mut().poll(cx);
+        let streams = connection.current_max_send_streams();
+        if streams != BEFORE_SETTINGS {
+            room.is(streams);
+        }
+        ended
+    })
+    .await
 }
 
 fn in_background<F>(connection: F)

@@ -88,8 +88,10 @@ async fn ask(upstream: &Upstream, endpoint: &Arc<Endpoint>, rule: &Health) -> Re
     })?;
     let mut connection = match sender {
         Sender::One(sender) => Connection::fresh(sender, traffic, endpoint, Duration::ZERO),
-        Sender::Two(sender) => {
-            let place = super::pool::Pool::new(1).here().share(sender, traffic);
+        Sender::Two(sender, room) => {
+            let place = super::pool::Pool::new(1)
+                .here()
+                .share(sender, room, traffic);
             Connection::shared(place, endpoint, false)
         }
     };

@@ -344,8 +344,8 @@ impl Upstream {
         drop(making);
         match made.map_err(|error| self.unreachable(endpoint, error))? {
             Sender::One(sender) => Ok(Connection::fresh(sender, traffic, endpoint, self.idle)),
-            Sender::Two(sender) => {
-                let place = endpoint.pool.here().share(sender, traffic);
+            Sender::Two(sender, room) => {
+                let place = endpoint.pool.here().share(sender, room, traffic);
                 Ok(Connection::shared(place, endpoint, false))
             }
         }

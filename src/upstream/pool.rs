@@ -3,7 +3,7 @@
 //! HTTP/1.1 connections lie idle, newest first, and belong to one call at a time. HTTP/2 connections are shared by many.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
@@ -40,10 +40,30 @@ pub(super) struct Idle {
     pub(super) until: Instant,
 }
 
+/// How many calls at a time the other side of an HTTP/2 connection takes. Until it says so, it is taken for as many as we
+/// would send; they wait in the connection.
+#[derive(Default)]
+pub(super) struct Room(OnceLock<AtomicUsize>);
+
+impl Room {
+    /// Notes what the other side says.
+    pub(super) fn is(&self, streams: usize) {
+        self.0
+            .get_or_init(AtomicUsize::default)
+            .store(streams, Relaxed);
+    }
+
+    fn calls(&self) -> usize {
+        let said = self.0.get().map(|room| room.load(Relaxed));
+        said.map_or(STREAMS_MAX, |said| said.clamp(1, STREAMS_MAX))
+    }
+}
+
 /// One HTTP/2 connection.
 struct Shared {
     sender: http2::SendRequest<Body>,
     traffic: Arc<Traffic>,
+    room: Arc<Room>,
     calls: Arc<AtomicUsize>,
     used: Instant,
 }
@@ -122,7 +142,7 @@ impl Shard {
         shared.retain(|one| !one.sender.is_closed());
         let free = shared
             .iter_mut()
-            .find(|one| one.calls.load(Relaxed) < STREAMS_MAX)?;
+            .find(|one| one.calls.load(Relaxed) < one.room.calls())?;
         free.used = Instant::now();
         free.calls.fetch_add(1, Relaxed);
         Some(Place {
@@ -133,7 +153,12 @@ impl Shard {
     }
 
     /// Shares a new connection and takes the first place on it.
-    pub(super) fn share(&self, sender: http2::SendRequest<Body>, traffic: Arc<Traffic>) -> Place {
+    pub(super) fn share(
+        &self,
+        sender: http2::SendRequest<Body>,
+        room: Arc<Room>,
+        traffic: Arc<Traffic>,
+    ) -> Place {
         let calls = Arc::new(AtomicUsize::new(1));
         let place = Place {
             sender: sender.clone(),
@@ -143,6 +168,7 @@ impl Shard {
         lock(&self.shared).push(Shared {
             sender,
             traffic,
+            room,
             calls,
             used: Instant::now(),
         });

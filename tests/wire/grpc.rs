@@ -195,6 +195,11 @@ async fn more_calls_than_a_server_has_places_for_are_all_answered() {
 }
 
 #[tokio::test]
+async fn more_streams_that_stay_than_a_connection_has_places_all_begin() {
+    bears("seats", "0s").await;
+}
+
+#[tokio::test]
 async fn messages_above_every_window_pass_both_ways() {
     bears("large", "0s").await;
 }

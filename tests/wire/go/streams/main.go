@@ -36,6 +36,7 @@ var trials = map[string]func(via, server testgrpc.TestServiceClient){
 	"refuse":   refuse,
 	"after":    after,
 	"crowd":    crowd,
+	"seats":    seats,
 	"large":    large,
 	"quiet":    quiet,
 	"aging":    aging,
@@ -185,6 +186,20 @@ func crowd(via, _ testgrpc.TestServiceClient) {
 		}()
 	}
 	group.Wait()
+}
+
+// More streams that stay than the server's connection has places: each begins.
+func seats(via, _ testgrpc.TestServiceClient) {
+	ctx, stop := to("endless")
+	defer stop()
+	for at := range 35 {
+		stream, err := via.FullDuplexCall(ctx)
+		check(err)
+		begun := time.AfterFunc(10*time.Second, func() { log.Fatalf("stream %d does not begin", at) })
+		_, err = stream.Recv()
+		check(err)
+		begun.Stop()
+	}
 }
 
 // Messages far above every window, both ways, read slowly.
