@@ -167,14 +167,24 @@ impl Connection {
                 Some(request) => {
                     let request = match &self.sender {
                         Sender::One(..) => request,
-                        Sender::Two(_) => from_http2(request),
+                        Sender::Two(place) => {
+                            place.leave();
+                            from_http2(request)
+                        }
                     };
                     Err(never_sent(request, error.into_error().into()))
                 }
-                None => Err(SendError {
-                    error: sent(error.into_error()),
-                    unsent: None,
-                }),
+                None => {
+                    let error = error.into_error();
+                    let goodbye = find::<h2::Error>(&error).is_some_and(h2::Error::is_go_away);
+                    if let (true, Sender::Two(place)) = (goodbye, &self.sender) {
+                        place.leave();
+                    }
+                    Err(SendError {
+                        error: sent(error),
+                        unsent: None,
+                    })
+                }
             },
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! HTTP/1.1 connections lie idle, newest first, and belong to one call at a time. HTTP/2 connections are shared by many.
 
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -64,20 +64,35 @@ struct Shared {
     sender: http2::SendRequest<Body>,
     traffic: Arc<Traffic>,
     room: Arc<Room>,
-    calls: Arc<AtomicUsize>,
+    state: Arc<State>,
     used: Instant,
+}
+
+/// What all calls of one HTTP/2 connection know of it.
+#[derive(Default)]
+struct State {
+    calls: AtomicUsize,
+    /// The other side has said goodbye, or has not taken a call: no more are sent there, whatever hyper says of it.
+    leaving: AtomicBool,
 }
 
 /// A call's place on a shared connection, given back when dropped.
 pub(super) struct Place {
     pub(super) sender: http2::SendRequest<Body>,
     pub(super) traffic: Arc<Traffic>,
-    calls: Arc<AtomicUsize>,
+    state: Arc<State>,
+}
+
+impl Place {
+    /// Lets no further call join this connection. Those that are on it go on.
+    pub(super) fn leave(&self) {
+        self.state.leaving.store(true, Relaxed);
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.calls.fetch_sub(1, Relaxed);
+        self.state.calls.fetch_sub(1, Relaxed);
     }
 }
 
@@ -104,7 +119,7 @@ impl Pool {
         for shard in &self.shards {
             lock(&shard.idle).retain(|one| now < one.until && !one.sender.is_closed());
             lock(&shard.shared).retain(|one| {
-                let resting = one.calls.load(Relaxed) == 0;
+                let resting = one.state.calls.load(Relaxed) == 0;
                 !(one.sender.is_closed() || resting && now.duration_since(one.used) > longest)
             });
         }
@@ -139,16 +154,16 @@ impl Shard {
     /// A place on a connection that has one.
     pub(super) fn join(&self) -> Option<Place> {
         let mut shared = lock(&self.shared);
-        shared.retain(|one| !one.sender.is_closed());
+        shared.retain(|one| !(one.sender.is_closed() || one.state.leaving.load(Relaxed)));
         let free = shared
             .iter_mut()
-            .find(|one| one.calls.load(Relaxed) < one.room.calls())?;
+            .find(|one| one.state.calls.load(Relaxed) < one.room.calls())?;
         free.used = Instant::now();
-        free.calls.fetch_add(1, Relaxed);
+        free.state.calls.fetch_add(1, Relaxed);
         Some(Place {
             sender: free.sender.clone(),
             traffic: Arc::clone(&free.traffic),
-            calls: Arc::clone(&free.calls),
+            state: Arc::clone(&free.state),
         })
     }
 
@@ -159,17 +174,18 @@ impl Shard {
         room: Arc<Room>,
         traffic: Arc<Traffic>,
     ) -> Place {
-        let calls = Arc::new(AtomicUsize::new(1));
+        let state = Arc::new(State::default());
+        state.calls.store(1, Relaxed);
         let place = Place {
             sender: sender.clone(),
             traffic: Arc::clone(&traffic),
-            calls: Arc::clone(&calls),
+            state: Arc::clone(&state),
         };
         lock(&self.shared).push(Shared {
             sender,
             traffic,
             room,
-            calls,
+            state,
             used: Instant::now(),
         });
         place

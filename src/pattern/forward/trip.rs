@@ -93,7 +93,7 @@ impl<'a> Trip<'a> {
         let limit = self.deadline.min(begun + self.rule.timeouts.per_try);
         let Some(endpoint) = self.upstream.pick(&self.tried, self.hashed)? else {
             let detail = format!("no address of {} is left", self.upstream.name);
-            return Err(Error::new(Kind::Unreachable, detail));
+            return Err(Error::new(Kind::Unreachable, detail).retry(error::Retry::NeverSent));
         };
         self.tried.push(endpoint.address);
         let connect_limit = limit.min(begun + self.rule.timeouts.connect);
