@@ -18,7 +18,7 @@ use crate::config::model::Hydrate as Mode;
 use crate::error::{Error, Kind};
 use crate::kafka::record::{Claim, ClaimRef, Decoded, digest_text};
 use crate::reply::headers::{ATTEMPT, CLAIM, MESSAGE_ID, REPR_DIGEST};
-use crate::service::{Call, Request, is_grpc};
+use crate::service::{Call, Leash, Request, is_grpc};
 use crate::telemetry::trace::Trace;
 
 /// Bytes of the app's answer that are read, so that its connection can be used again; a longer answer costs the
@@ -102,7 +102,8 @@ impl Deliver {
             request,
             permit: None,
             peer: None,
-            leash: None,
+            // Its answer is read here, so nobody else has to end it.
+            leash: Some(Leash::new()),
         });
         let response = self.forward.call(call).await?;
         let (head, body) = response.into_parts();

@@ -5,17 +5,20 @@
 //! half an answer for a whole one.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::paced::Sent;
 use crate::error::{Error, Kind};
+use crate::lifecycle;
 use crate::service::Permit;
 use crate::telemetry::trace::Trace;
 use crate::upstream::{Connection, Open, Place, Upstream};
@@ -65,6 +68,71 @@ impl Held {
     }
 }
 
+/// Who has what a call holds.
+enum Grip {
+    /// The body alone: its caller's connection ends with the call's own time (see [`Leash`](crate::service::Leash)).
+    Own(Held),
+    /// A watch as well. One stream of many that is not read can not be ended from here, and its body is not polled; but
+    /// what it holds is let go when its time is up.
+    Watched {
+        held: Arc<Mutex<Option<Held>>>,
+        watch: AbortHandle,
+    },
+}
+
+impl Grip {
+    fn watched(held: Held, deadline: Instant) -> Self {
+        let held = Arc::new(Mutex::new(Some(held)));
+        let watching = Arc::clone(&held);
+        let watch = lifecycle::spawn(&Handle::current(), "answer", async move {
+            sleep_until(deadline + GRACE * 2).await;
+            let overdue = lock(&watching).take();
+            if let Some(held) = overdue {
+                let detail = "the caller did not take the answer in time";
+                held.cut(&Error::new(Kind::Deadline, detail));
+            }
+        });
+        Self::Watched {
+            held,
+            watch: watch.abort_handle(),
+        }
+    }
+
+    fn finish(&mut self) {
+        match self {
+            Self::Own(held) => held.finish(),
+            Self::Watched { held, .. } => {
+                if let Some(held) = &mut *lock(held) {
+                    held.finish();
+                }
+            }
+        }
+    }
+
+    fn cut(&self, error: &Error) {
+        match self {
+            Self::Own(held) => held.cut(error),
+            Self::Watched { held, .. } => {
+                if let Some(held) = &*lock(held) {
+                    held.cut(error);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Grip {
+    fn drop(&mut self) {
+        if let Self::Watched { watch, .. } = self {
+            watch.abort();
+        }
+    }
+}
+
+fn lock(held: &Mutex<Option<Held>>) -> MutexGuard<'_, Option<Held>> {
+    held.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 pin_project_lite::pin_project! {
     /// The body of an answer.
     pub(super) struct Relay {
@@ -76,18 +144,22 @@ pin_project_lite::pin_project! {
         timer: Sleep,
         limits: Limits,
         waiting: bool,
-        held: Held,
+        held: Grip,
     }
 }
 
 impl Relay {
-    /// Wraps the body of an answer that has one.
+    /// Wraps the body of an answer that has one. `shared`: its connection has other calls, and does not end with this one.
     pub(super) fn new(
         incoming: Incoming,
         first: Option<Frame<Bytes>>,
         limits: Limits,
-        held: Held,
+        (held, shared): (Held, bool),
     ) -> Self {
+        let held = match shared {
+            false => Grip::Own(held),
+            true => Grip::watched(held, limits.deadline),
+        };
         Self {
             incoming,
             first,

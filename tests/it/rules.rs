@@ -11,7 +11,8 @@ use tokio::time::{Instant, timeout};
 use crate::forward::{forwarding, in_front_of, yaml};
 use crate::support::app::{Answer, App};
 use crate::support::client::{Outgoing, get, post};
-use crate::support::http2::Http2;
+use crate::support::eventually::eventually;
+use crate::support::http2::{Http2, whole};
 use crate::support::raw::{RawApp, Wire, field, status};
 use crate::support::sidecar::Sidecar;
 
@@ -356,7 +357,7 @@ async fn rule_16_a_caller_that_does_not_read_holds_the_service_back_and_ends_wit
     caller.send("GET / HTTP/1.1\r\nhost: billing\r\n\r\n").await;
     assert_eq!(status(&caller.head().await), 200);
     let started = Instant::now();
-    crate::support::eventually::eventually(
+    eventually(
         "the place of the call is free again",
         Duration::from_secs(10),
         async || {
@@ -368,6 +369,35 @@ async fn rule_16_a_caller_that_does_not_read_holds_the_service_back_and_ends_wit
         started.elapsed() < Duration::from_secs(6),
         "{:?}",
         started.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn rule_16_an_http2_stream_that_is_not_read_lets_go_of_its_place_in_time() {
+    let app = App::by(|_| Answer::ok().body("x".repeat(4 << 20))).await;
+    let sidecar = in_front_of(app.address, ", timeout: 1s").await;
+    let mut caller = Http2::connect(sidecar.outbound()).await;
+    let request = || {
+        Request::get("http://billing/")
+            .body(Full::default())
+            .expect("a request")
+    };
+    let unread = caller.begin(request()).await.expect("a head");
+    let in_flight = || sidecar.metric("wayside_calls_in_flight", &["door=\"outbound\""]);
+    assert_eq!(in_flight(), 1.0);
+    eventually("its place is free", Duration::from_secs(10), async || {
+        (in_flight() == 0.0).then_some(())
+    })
+    .await;
+    assert_eq!(sidecar.metric("wayside_answers_cut_total", &[]), 1.0);
+    assert!(
+        whole(unread.into_body()).await.is_err(),
+        "it never looks whole"
+    );
+    assert_eq!(
+        caller.send(request()).await.body.len(),
+        4 << 20,
+        "others go on"
     );
 }
 

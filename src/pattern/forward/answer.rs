@@ -46,6 +46,7 @@ impl Forward {
             head.headers.append(SERVER_TIMING, value);
         }
         let deadline = way.deadline;
+        let shared = way.leash.is_none();
         if let Some(leash) = &way.leash {
             leash.until(deadline);
         }
@@ -66,7 +67,7 @@ impl Forward {
             deadline,
             idle: self.timeouts.idle,
         };
-        let body = Body::boxed(Relay::new(incoming, answer.first, limits, held));
+        let body = Body::boxed(Relay::new(incoming, answer.first, limits, (held, shared)));
         Ok(Response::from_parts(head, body))
     }
 
