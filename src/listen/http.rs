@@ -76,7 +76,8 @@ impl Door {
             None => (Socket::Plain(stream), None, None),
             Some(tls) => match tls.accept(stream).await {
                 Ok(accepted) => (accepted.socket, Some(accepted.peer), Some(accepted.http2)),
-                Err(_) => return,
+                Err(None) => return,
+                Err(Some(told)) => return linger(Socket::Plain(told)).await,
             },
         };
         let seen = Arc::new(Seen::default());

@@ -1,11 +1,13 @@
-//! The handshake at a door: bounded in time and in number, since each costs more than a hundred calls.
+//! The handshake at a door: bounded in time by a limit of its own, in number by the door's connections.
+//!
+//! There is no queue for handshakes: callers that open a connection and say nothing would fill it, and everybody else
+//! would wait behind them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use metrics::Counter;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
@@ -14,13 +16,9 @@ use super::names::{Peer, Reason};
 use super::socket::Socket;
 use super::{BOTH, HANDSHAKE_TIMEOUT};
 
-/// Handshakes at the same time at one door; more wait, within the same limit of time.
-const HANDSHAKES_MAX: usize = 64;
-
 /// The TLS side of one door.
 pub struct Acceptor {
     identity: Arc<Identity>,
-    places: Semaphore,
     failures: HashMap<Reason, Counter>,
 }
 
@@ -39,7 +37,6 @@ impl Acceptor {
     pub fn new(identity: Arc<Identity>, failure: impl Fn(Reason) -> Counter) -> Self {
         Self {
             identity,
-            places: Semaphore::new(HANDSHAKES_MAX),
             failures: Reason::ALL
                 .into_iter()
                 .map(|reason| (reason, failure(reason)))
@@ -50,16 +47,14 @@ impl Acceptor {
     /// Makes the handshake.
     ///
     /// # Errors
-    /// Why there is no connection; it is counted and logged.
-    pub async fn accept(&self, stream: TcpStream) -> Result<Accepted, Reason> {
+    /// There is no connection, which is counted and logged. The stream comes back if the caller was told why: closed at
+    /// once, with something of the caller unread, it would end in a reset that overtakes what was told.
+    pub async fn accept(&self, stream: TcpStream) -> Result<Accepted, Option<TcpStream>> {
         let from = stream.peer_addr().ok();
-        let shaking = async {
-            let _place = self.places.acquire().await;
-            TlsAcceptor::from(Arc::clone(&self.identity.current().server))
-                .accept(stream)
-                .await
-        };
-        let (reason, error) = match timeout(HANDSHAKE_TIMEOUT, shaking).await {
+        let shaking = TlsAcceptor::from(Arc::clone(&self.identity.current().server))
+            .accept(stream)
+            .into_fallible();
+        let (reason, error, told) = match timeout(HANDSHAKE_TIMEOUT, shaking).await {
             Ok(Ok(stream)) => {
                 let (_, session) = stream.get_ref();
                 let certificate = session.peer_certificates().and_then(|chain| chain.first());
@@ -73,8 +68,8 @@ impl Acceptor {
                     socket: Socket::Tls(Box::new(stream.into())),
                 });
             }
-            Ok(Err(error)) => (Reason::of(&error), error.to_string()),
-            Err(_) => (Reason::TimedOut, String::new()),
+            Ok(Err((error, stream))) => (Reason::of(&error), error.to_string(), Some(stream)),
+            Err(_) => (Reason::TimedOut, String::new(), None),
         };
         if let Some(counter) = self.failures.get(&reason) {
             counter.increment(1);
@@ -86,6 +81,6 @@ impl Acceptor {
             error,
             "a caller's handshake failed"
         );
-        Err(reason)
+        Err(told)
     }
 }
