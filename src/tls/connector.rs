@@ -89,10 +89,20 @@ impl Connector {
             Ok(Err(error)) => (Reason::of(&error), error.to_string()),
             Err(_) => (Reason::TimedOut, "the handshake took too long".to_owned()),
         };
-        if let Some(counter) = self.failures.get(&failed.0) {
+        self.count(failed.0);
+        Err(failed)
+    }
+
+    /// Notes that the service refused a handshake which had seemed to be through: in TLS 1.3 it looks at our certificate
+    /// only when we may send already.
+    pub fn refused(&self, reason: Reason) {
+        self.count(reason);
+    }
+
+    fn count(&self, reason: Reason) {
+        if let Some(counter) = self.failures.get(&reason) {
             counter.increment(1);
         }
-        Err(failed)
     }
 
     /// The settings for the files as they are now.

@@ -93,6 +93,29 @@ impl Reason {
         }
     }
 
+    /// What the other side's alert says of our certificate, if `error` is one: it refused us, and came to nothing that
+    /// was sent behind the handshake (RFC 8446 sections 4.4.2 and 6.2).
+    pub fn refusal(error: &std::io::Error) -> Option<Self> {
+        let error = error.get_ref()?.downcast_ref::<TlsError>()?;
+        let TlsError::AlertReceived(alert) = error else {
+            return None;
+        };
+        matches!(
+            alert,
+            AlertDescription::HandshakeFailure
+                | AlertDescription::BadCertificate
+                | AlertDescription::UnsupportedCertificate
+                | AlertDescription::CertificateRevoked
+                | AlertDescription::CertificateExpired
+                | AlertDescription::CertificateUnknown
+                | AlertDescription::UnknownCA
+                | AlertDescription::AccessDenied
+                | AlertDescription::DecryptError
+                | AlertDescription::CertificateRequired
+        )
+        .then(|| Self::of_tls(error))
+    }
+
     fn of_tls(error: &TlsError) -> Self {
         match error {
             TlsError::NoCertificatesPresented => Self::NoCertificate,

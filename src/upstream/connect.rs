@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
 use super::pool::Room;
-use super::traffic::{Counted, Traffic};
+use super::traffic::Counted;
 use crate::body::Body;
 use crate::error::{BoxError, Error, Kind, Retry};
 use crate::lifecycle;
@@ -127,13 +127,9 @@ fn watch(stream: &TcpStream) -> std::io::Result<()> {
 }
 
 /// Speaks HTTP on a socket and leaves the connection's own task on this worker.
-pub(super) async fn speak(
-    socket: Socket,
-    version: Version,
-    traffic: Arc<Traffic>,
-) -> Result<Sender, ConnectError> {
+pub(super) async fn speak(socket: Counted, version: Version) -> Result<Sender, ConnectError> {
     let failed = |error: hyper::Error| ConnectError::Failed(error.into());
-    let io = TokioIo::new(Counted::new(socket, traffic));
+    let io = TokioIo::new(socket);
     match version {
         Version::One => {
             let (sender, connection) = http1::Builder::new()

@@ -144,7 +144,7 @@ impl Connection {
                     .is_err()
                 {
                     let closed = "the connection was closed while idle".into();
-                    return Err(never_sent(request, closed));
+                    return Err(self.judged(never_sent(request, closed)));
                 }
                 sender.try_send_request(request).await
             }
@@ -172,7 +172,7 @@ impl Connection {
                             from_http2(request)
                         }
                     };
-                    Err(never_sent(request, error.into_error().into()))
+                    Err(self.judged(never_sent(request, error.into_error().into())))
                 }
                 None => {
                     let error = error.into_error();
@@ -180,12 +180,30 @@ impl Connection {
                     if let (true, Sender::Two(place)) = (goodbye, &self.sender) {
                         place.leave();
                     }
-                    Err(SendError {
+                    Err(self.judged(SendError {
                         error: sent(error),
                         unsent: None,
-                    })
+                    }))
                 }
             },
+        }
+    }
+
+    /// Blames the handshake if that is why there is no answer.
+    fn judged(&self, failed: SendError) -> SendError {
+        let traffic = match &self.sender {
+            Sender::One(_, traffic) => traffic,
+            Sender::Two(place) => &place.traffic,
+        };
+        let Some(reason) = traffic.refused() else {
+            return failed;
+        };
+        let detail = format!("the service refused the handshake: {reason}");
+        SendError {
+            error: Error::new(Kind::TlsFailed, detail)
+                .retry(Retry::NeverSent)
+                .because(failed.error),
+            unsent: failed.unsent,
         }
     }
 

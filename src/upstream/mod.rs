@@ -43,7 +43,7 @@ use crate::tls::{Connector, Socket};
 use breaker::Finding;
 use connect::{ConnectError, Sender};
 use limit::Limit;
-use traffic::Traffic;
+use traffic::{Counted, Traffic};
 
 /// Repeated tries a destination may get: a share of its calls, and a floor a second.
 const BUDGET_SHARE: f32 = 0.2;
@@ -59,7 +59,7 @@ pub struct Upstream {
     pub name: String,
     rule: Service,
     idle: Duration,
-    tls: Option<Connector>,
+    tls: Option<Arc<Connector>>,
     endpoints: ArcSwap<Endpoints>,
     budget: TpsBudget,
     limit: Option<Limit>,
@@ -136,7 +136,7 @@ impl Upstream {
         let upstream = Arc::new(Self {
             name: rule.name.clone(),
             idle,
-            tls,
+            tls: tls.map(Arc::new),
             endpoints: ArcSwap::default(),
             budget: TpsBudget::new(BUDGET_WINDOW, BUDGET_FLOOR, BUDGET_SHARE),
             limit: rule.limit.map(Limit::new),
@@ -361,9 +361,14 @@ impl Upstream {
         deadline: Instant,
     ) -> Result<Socket, Error> {
         self.meters.connects.increment(1);
-        connect::socket(endpoint.address, self.tls.as_ref(), Version::One, deadline)
-            .await
-            .map_err(|error| self.unreachable(endpoint, error))
+        connect::socket(
+            endpoint.address,
+            self.tls.as_deref(),
+            Version::One,
+            deadline,
+        )
+        .await
+        .map_err(|error| self.unreachable(endpoint, error))
     }
 
     async fn make(
@@ -375,8 +380,10 @@ impl Upstream {
     ) -> Result<Sender, ConnectError> {
         self.meters.connects.increment(1);
         let tls = self.tls.as_ref();
-        let socket = connect::socket(endpoint.address, tls, version, deadline).await?;
-        connect::speak(socket, version, Arc::clone(traffic)).await
+        let socket =
+            connect::socket(endpoint.address, tls.map(Arc::as_ref), version, deadline).await?;
+        let counted = Counted::new(socket, Arc::clone(traffic), tls.map(Arc::clone));
+        connect::speak(counted, version).await
     }
 
     fn unreachable(&self, endpoint: &Endpoint, error: ConnectError) -> Error {

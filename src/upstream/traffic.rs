@@ -7,13 +7,13 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::tls::Socket;
+use crate::tls::{Connector, Reason, Socket};
 
 /// Bytes of one connection since it was made.
 #[derive(Debug, Default)]
@@ -21,6 +21,7 @@ pub(super) struct Traffic {
     written: AtomicU64,
     read: AtomicU64,
     broken: AtomicBool,
+    refused: OnceLock<Reason>,
 }
 
 /// How far a connection was at one moment.
@@ -42,17 +43,39 @@ impl Traffic {
     pub(super) fn is_broken(&self) -> bool {
         self.broken.load(Relaxed)
     }
+
+    /// Why the other side did not take our certificate, if it did not: nothing of a call came to it.
+    pub(super) fn refused(&self) -> Option<Reason> {
+        self.refused.get().copied()
+    }
 }
 
 /// The socket.
 pub(super) struct Counted {
     socket: Socket,
     traffic: Arc<Traffic>,
+    tls: Option<Arc<Connector>>,
 }
 
 impl Counted {
-    pub(super) fn new(socket: Socket, traffic: Arc<Traffic>) -> Self {
-        Self { socket, traffic }
+    /// Counts what goes over `socket`; `tls` made it, if it is not in the clear.
+    pub(super) fn new(socket: Socket, traffic: Arc<Traffic>, tls: Option<Arc<Connector>>) -> Self {
+        Self {
+            socket,
+            traffic,
+            tls,
+        }
+    }
+
+    /// Notes an error of the first read: whoever sent a byte before had taken the handshake.
+    fn failed(&self, error: &io::Error) {
+        if let Some(tls) = &self.tls
+            && self.traffic.read.load(Relaxed) == 0
+            && let Some(reason) = Reason::refusal(error)
+            && self.traffic.refused.set(reason).is_ok()
+        {
+            tls.refused(reason);
+        }
     }
 
     fn wrote(&self, written: io::Result<usize>, offered: usize) -> io::Result<usize> {
@@ -77,7 +100,11 @@ impl AsyncRead for Counted {
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = into.filled().len();
-        ready!(Pin::new(&mut self.socket).poll_read(cx, into))?;
+        let read = ready!(Pin::new(&mut self.socket).poll_read(cx, into));
+        if let Err(error) = &read {
+            self.failed(error);
+        }
+        read?;
         let bytes = into.filled().len() - before;
         self.traffic.read.fetch_add(bytes as u64, Relaxed);
         Poll::Ready(Ok(()))
