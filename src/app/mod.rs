@@ -494,7 +494,8 @@ async fn refresh_identities(parts: Weak<Parts>) {
                     .increment(1);
             };
             match identity.refresh() {
-                Ok(false) => {}
+                // Back to what is in force, perhaps: the next mistake is news, even if it is the last one.
+                Ok(false) => refused.clear(),
                 Ok(true) => {
                     count("ok");
                     refused.clear();

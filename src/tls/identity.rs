@@ -130,8 +130,12 @@ fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
         path: path.display().to_string(),
         source,
     };
-    let size = std::fs::metadata(path).map_err(failed)?.len();
-    if size > FILE_MAX {
+    let found = std::fs::metadata(path).map_err(failed)?;
+    // A pipe in its place would hold the reader, and with it every door, for ever.
+    if !found.is_file() {
+        return Err(wrong(path, "it is no file"));
+    }
+    if found.len() > FILE_MAX {
         return Err(wrong(path, "it is over 1 MiB"));
     }
     std::fs::read(path).map_err(failed)
@@ -214,11 +218,22 @@ fn check_chain(
         .or_else(|_| check(KeyUsage::client_auth()))
         .map_err(|error| {
             let ca = files.ca.display();
+            let why = judgement(&error);
             wrong(
                 &files.cert,
-                format!("a peer with {ca} would refuse it: {error}"),
+                format!("a peer with {ca} would refuse it: {why}"),
             )
         })
+}
+
+/// What is wrong with a certificate, where the library has but a word of its code.
+fn judgement(error: &webpki::Error) -> String {
+    match error {
+        webpki::Error::CertExpired { .. } => "it has expired".to_owned(),
+        webpki::Error::CertNotValidYet { .. } => "it is not valid yet".to_owned(),
+        webpki::Error::UnknownIssuer => "no CA there has signed it".to_owned(),
+        other => other.to_string(),
+    }
 }
 
 /// What a door uses: every caller shows a certificate of our CA.
