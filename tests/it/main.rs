@@ -15,6 +15,7 @@
 mod support;
 
 mod again;
+mod certificates;
 mod config;
 mod cuts;
 mod discovery;
@@ -36,4 +37,5 @@ mod rewrite;
 mod rules;
 mod subscription;
 mod tidy;
+mod tls;
 mod verdict;

@@ -3,6 +3,7 @@
 //! An app, a client, a process, a topic and a broker know only HTTP, pids and Kafka; `sidecar` is the product itself.
 
 pub(crate) mod app;
+pub(crate) mod authority;
 pub(crate) mod broker;
 pub(crate) mod client;
 pub(crate) mod dns;

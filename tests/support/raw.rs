@@ -99,6 +99,11 @@ impl Wire {
         let _closed = self.try_send(bytes).await;
     }
 
+    /// The connection itself, for a test that puts something of its own on it. Nothing may have been read.
+    pub(crate) fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
     /// Sends bytes and says whether they left.
     pub(crate) async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         let sent = timeout(LONGEST, self.stream.write_all(bytes.as_ref())).await;
