@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use bytes::Bytes;
 use http::Method;
-use http::header::{HOST, HeaderName, HeaderValue};
+use http::header::{CONTENT_LENGTH, HOST, HeaderName, HeaderValue};
 
 use super::{bad_config, complain, load, tell};
 use crate::body::Body;
@@ -14,11 +14,15 @@ use crate::config::model::{Config, ENDLESS, Forward, Pattern, Publish, Rewrite, 
 use crate::error::{Error, Kind};
 use crate::kafka::record;
 use crate::listen::head;
+use crate::pattern::forward::ends_here;
 use crate::pattern::hop;
 use crate::pattern::slim::{Plan, Slimmed};
 use crate::reply::headers::RESERVED;
 use crate::route::{Facts, Table, Verdict, rewrite};
 use crate::service::Request;
+
+/// Headers of one head, at most (hyper's default, which the doors leave as it is).
+const HEADERS_MAX: usize = 100;
 
 /// Adds a line.
 macro_rules! say {
@@ -51,7 +55,7 @@ pub fn run(args: &Args) -> ExitCode {
         Ok(loaded) => loaded,
         Err(report) => return bad_config(&report),
     };
-    match request(args)
+    match request(args, loaded.config.limits.head)
         .map(|request| explain(&loaded.config, &request, args.body.as_deref().unwrap_or("")))
     {
         Ok(text) => {
@@ -65,8 +69,8 @@ pub fn run(args: &Args) -> ExitCode {
     }
 }
 
-/// The call as the outbound door would see it.
-fn request(args: &Args) -> Result<Request, String> {
+/// The call as the outbound door would see it, whose heads have at most so many bytes.
+fn request(args: &Args, head_max: usize) -> Result<Request, String> {
     let method = Method::from_bytes(args.method.to_ascii_uppercase().as_bytes())
         .map_err(|_| format!("`{}` is no method", args.method))?;
     let mut builder = http::Request::builder().method(method).uri(&args.url);
@@ -94,8 +98,46 @@ fn request(args: &Args) -> Result<Request, String> {
             args.url, args.url
         ));
     }
+    let bytes = head_bytes(&request, args.body.as_deref());
+    if bytes > head_max {
+        return Err(format!(
+            "the call would be refused with 431: its head has {bytes} bytes, and `limits.head` is {head_max}"
+        ));
+    }
+    if request.headers().len() > HEADERS_MAX {
+        let count = request.headers().len();
+        return Err(format!(
+            "the call would be refused with 431: it has {count} headers, and {HEADERS_MAX} are the most"
+        ));
+    }
     head::canonical(&mut request).map_err(|error| refusal(&error))?;
     Ok(request)
+}
+
+/// Bytes of the head on the wire, with what no client leaves out; most send some headers more.
+fn head_bytes(request: &Request, body: Option<&str>) -> usize {
+    let line = |name: usize, value: usize| name + ": ".len() + value + "\r\n".len();
+    let target = request
+        .uri()
+        .path_and_query()
+        .map_or(1, |target| target.as_str().len());
+    let headers = request.headers();
+    let given: usize = headers
+        .iter()
+        .map(|(name, value)| line(name.as_str().len(), value.len()))
+        .sum();
+    let host = match (headers.contains_key(HOST), request.uri().authority()) {
+        (false, Some(authority)) => line("host".len(), authority.as_str().len()),
+        _ => 0,
+    };
+    let length = match body {
+        Some(body) if !headers.contains_key(CONTENT_LENGTH) => {
+            line("content-length".len(), body.len().to_string().len())
+        }
+        _ => 0,
+    };
+    let first = request.method().as_str().len() + target + "  HTTP/1.1\r\n".len();
+    first + given + host + length + "\r\n".len()
 }
 
 fn refusal(error: &Error) -> String {
@@ -156,7 +198,17 @@ fn explain(config: &Config, request: &Request, body: &str) -> String {
 /// What would be done.
 fn done(out: &mut String, config: &Config, route: &Route, request: &Request, body: &str) {
     match &route.pattern {
-        Pattern::Forward(rule) => forward(out, config, rule, request),
+        Pattern::Forward(rule) => match ends_here(&mut copy(request)) {
+            None => forward(out, config, rule, request),
+            Some(Ok(answer)) => {
+                let status = answer.status().as_u16();
+                say!(out, "  {status} here: Max-Forwards lets it go no further");
+            }
+            Some(Err(error)) => {
+                let (status, word) = (error.kind().status().as_u16(), error.kind().word());
+                say!(out, "  {status} {word}: {}", error.detail());
+            }
+        },
         Pattern::Publish(rule) => publish(out, config, rule, request, body),
     }
 }
@@ -220,11 +272,18 @@ fn forward(out: &mut String, config: &Config, rule: &Forward, request: &Request)
     );
 }
 
+/// The call without its body.
+fn copy(request: &Request) -> Request {
+    let mut copy = Request::new(Body::empty());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    copy
+}
+
 /// What the service would see of a rewritten call.
 fn rewritten(out: &mut String, rule: &Forward, request: &Request) {
-    let mut changed = Request::new(Body::empty());
-    *changed.uri_mut() = request.uri().clone();
-    *changed.headers_mut() = request.headers().clone();
+    let mut changed = copy(request);
     if let Err(error) = rewrite::request(&rule.rewrite, &mut changed) {
         return say!(out, "  {}", refusal(&error));
     }

@@ -16,6 +16,7 @@ mod support;
 
 mod again;
 mod certificates;
+mod commands;
 mod config;
 mod cuts;
 mod discovery;

@@ -87,8 +87,8 @@ impl Forward {
     /// # Errors
     /// Where no answer began: the error of the last try that was sent, or else of the last one; [`Kind::Deadline`].
     pub async fn call(&self, mut call: Box<Call>) -> Result<Response, Error> {
-        if hop::last_hop(&mut call.request) {
-            return last_hop(&call.request);
+        if let Some(answered) = ends_here(&mut call.request) {
+            return answered;
         }
         let upstream = self.to.choose()?;
         let deadline = deadline::of(
@@ -152,7 +152,11 @@ impl Forward {
     }
 }
 
-/// Answers an OPTIONS or TRACE whose Max-Forwards ends here (RFC 9110 section 7.6.2).
+/// Answers an OPTIONS or TRACE whose Max-Forwards ends here (RFC 9110 section 7.6.2). `None`: it goes on.
+pub fn ends_here(request: &mut Request) -> Option<Result<Response, Error>> {
+    hop::last_hop(request).then(|| last_hop(request))
+}
+
 fn last_hop(request: &Request) -> Result<Response, Error> {
     if request.method() == Method::TRACE {
         // An echo would hand the caller's own credentials around.

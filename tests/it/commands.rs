@@ -1,0 +1,102 @@
+//! The command line from outside: what it says of a file or a call, and how it ends.
+
+use std::fs;
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+use crate::support::raw::{Wire, status};
+use crate::support::sidecar::Sidecar;
+
+/// One file, and commands about it.
+struct Desk {
+    folder: TempDir,
+}
+
+impl Desk {
+    fn with(yaml: &str) -> Self {
+        let folder = TempDir::with_prefix("wayside-commands-").expect("a folder can be made");
+        fs::write(folder.path().join("w.yaml"), yaml).expect("the folder can be written");
+        Self { folder }
+    }
+
+    /// Runs `wayside COMMAND w.yaml REST…` to its end: its code, its stdout and its stderr.
+    fn run(&self, command: &str, rest: &[&str]) -> (Option<i32>, String, String) {
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = Command::new(env!("CARGO_BIN_EXE_wayside"))
+            .current_dir(self.folder.path())
+            .arg(command)
+            .arg("w.yaml")
+            .args(rest)
+            .output()
+            .expect("the program starts");
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+        (status.code(), text(stdout), text(stderr))
+    }
+}
+
+const ROUTES: &str = "\
+service: a
+outbound:
+  listen: 127.0.0.1:0
+  routes:
+    - { name: all, match: { host: b }, forward: { to: b } }
+services: { b: { addresses: [b:80] } }
+limits: { head: 8KiB }
+";
+
+#[tokio::test]
+async fn explain_refuses_a_head_that_the_door_would_not_read() {
+    let desk = Desk::with(ROUTES);
+    let of = |length: usize| format!("X: {}", "x".repeat(length));
+    // `GET / HTTP/1.1`, `host: b` and the empty line take 27 bytes, the header's name 5 beside its value.
+    let (code, out, _) = desk.run("explain", &["GET", "http://b/", "-H", &of(8192 - 32)]);
+    assert!(code == Some(0) && out.contains("takes"), "{out}");
+    let (code, out, told) = desk.run("explain", &["GET", "http://b/", "-H", &of(8192 - 31)]);
+    assert_eq!((code, out.as_str()), (Some(1), ""), "{told}");
+    assert!(
+        told.contains("431") && told.contains("8193") && told.contains("limits.head"),
+        "{told}"
+    );
+    let sidecar = Sidecar::start(ROUTES).await;
+    for (length, refused) in [(8192 - 32, false), (8192 - 31, true)] {
+        let head = format!("GET / HTTP/1.1\r\nhost: b\r\n{}\r\n\r\n", of(length));
+        let mut wire = Wire::connect(sidecar.outbound()).await;
+        wire.send(head).await;
+        let answer = wire.head().await;
+        assert_eq!(status(&answer) == 431, refused, "{length}: {answer}");
+    }
+    let headers: Vec<String> = (0..101).map(|index| format!("X{index}: 1")).collect();
+    let mut args = vec!["GET", "http://b/"];
+    for header in &headers {
+        args.extend(["-H", header]);
+    }
+    let (code, _, told) = desk.run("explain", &args);
+    assert!(code == Some(1) && told.contains("431"), "{told}");
+}
+
+#[test]
+fn explain_tells_what_max_forwards_ends_here() {
+    let desk = Desk::with(ROUTES);
+    let out = |method: &str, hops: &str| {
+        let header = format!("Max-Forwards: {hops}");
+        desk.run("explain", &[method, "http://b/", "-H", &header]).1
+    };
+    let last = out("TRACE", "0");
+    assert!(
+        last.contains("501") && !last.contains("forward to"),
+        "{last}"
+    );
+    let last = out("OPTIONS", "0");
+    assert!(
+        last.contains("200 here") && !last.contains("forward to"),
+        "{last}"
+    );
+    for (method, hops) in [("TRACE", "1"), ("GET", "0")] {
+        let on = out(method, hops);
+        assert!(on.contains("forward to b"), "{on}");
+    }
+}
