@@ -42,14 +42,10 @@ pub(super) fn outbound(at: &At<'_>, around: &Around) -> Option<Outbound> {
 
 fn routes(at: &At<'_>, around: &Around) -> Option<Vec<Route>> {
     let list = at.list(ROUTES_MAX, "[{ name: …, match: …, forward: … }]")?;
-    let routes: Vec<_> = list.iter().map(|at| route(at, around)).collect();
-    let mut names: HashMap<&str, usize> = HashMap::new();
+    let (names, routes): (Vec<_>, Vec<_>) = list.iter().map(|at| route(at, around)).unzip();
+    one_name_each(&list, &names);
     for (index, (at, route)) in list.iter().zip(&routes).enumerate() {
         let Some(route) = route else { continue };
-        if let Some(line) = names.insert(&route.name, route.line) {
-            let at = at.peek("name").unwrap_or_else(|| at.clone());
-            at.error(format!("the route in line {line} has this name already"));
-        }
         let mut earlier = routes[..index.min(COVERS_MAX)].iter().flatten();
         if let Some(first) = earlier.find(|first| covers(&first.matches, &route.matches)) {
             let Route { name, line, .. } = first;
@@ -61,18 +57,34 @@ fn routes(at: &At<'_>, around: &Around) -> Option<Vec<Route>> {
     all(routes.into_iter())
 }
 
-fn route(at: &At<'_>, around: &Around) -> Option<Route> {
-    let map = at.map(&ROUTE)?;
+/// Refuses a name that an earlier route has, whatever else may be wrong with either.
+fn one_name_each(list: &[At<'_>], names: &[Option<String>]) {
+    let mut lines: HashMap<&str, usize> = HashMap::new();
+    for (at, name) in list.iter().zip(names) {
+        let Some(name) = name else { continue };
+        if let Some(line) = lines.insert(name, at.place().line) {
+            let at = at.peek("name").unwrap_or_else(|| at.clone());
+            at.error(format!("the route in line {line} has this name already"));
+        }
+    }
+}
+
+/// Its name, which counts even if the route is wrong, and the route.
+fn route(at: &At<'_>, around: &Around) -> (Option<String>, Option<Route>) {
+    let Some(map) = at.map(&ROUTE) else {
+        return (None, None);
+    };
     let name = map.need("name", |at| at.parse("a name", parse_name));
     let matches = map.or("match", Match::default(), matches);
     let pattern = pattern(&map, matches.as_ref(), around);
-    let (name, matches, pattern) = (name?, matches?, pattern?);
-    Some(Route {
+    let route = name.clone().zip(matches).zip(pattern);
+    let route = route.map(|((name, matches), pattern)| Route {
         name,
         line: at.place().line,
         matches,
         pattern,
-    })
+    });
+    (name, route)
 }
 
 /// Exactly one of the patterns.
