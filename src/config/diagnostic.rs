@@ -1,5 +1,6 @@
 //! What is wrong with a file, where, and what was probably meant.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -205,11 +206,13 @@ impl Collector {
     }
 }
 
-/// A value as messages repeat it: in backticks, on one line, cut, and without what a terminal would obey.
+/// A value as messages repeat it: in backticks, on one line, cut, without what a terminal would obey, and without the
+/// user and password of a URL.
 pub(super) fn quoted(text: &str) -> String {
     if text.is_empty() {
         return "an empty value".to_owned();
     }
+    let text = &*without_userinfo(text);
     let mut out = String::from("`");
     for (index, letter) in text.chars().enumerate() {
         if index == QUOTED_MAX {
@@ -227,9 +230,38 @@ pub(super) fn quoted(text: &str) -> String {
     out
 }
 
+/// Hides what stands before the last `@`, if it may hold a password: `sasl://user:pass@host` becomes `sasl://…@host`.
+fn without_userinfo(text: &str) -> Cow<'_, str> {
+    let Some((before, host)) = text.rsplit_once('@') else {
+        return Cow::Borrowed(text);
+    };
+    let (scheme, user) = match before.find("://") {
+        Some(end) => before.split_at(end + "://".len()),
+        None => ("", before),
+    };
+    match user.contains(':') || !scheme.is_empty() {
+        true => Cow::Owned(format!("{scheme}…@{host}")),
+        false => Cow::Borrowed(text),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_repeated_url_has_no_password() {
+        let quoted_as = [
+            ("sasl://user:pass@host:9092", "`sasl://…@host:9092`"),
+            ("sasl://user:p@ss,w://d@host", "`sasl://…@host`"),
+            ("user:pass@host:1", "`…@host:1`"),
+            ("https://token@host", "`https://…@host`"),
+            ("ann@example", "`ann@example`"),
+        ];
+        for (text, expected) in quoted_as {
+            assert_eq!(quoted(text), expected);
+        }
+    }
 
     #[test]
     fn a_repeated_value_cannot_steer_the_terminal() {

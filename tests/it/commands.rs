@@ -38,6 +38,30 @@ impl Desk {
     }
 }
 
+#[test]
+fn check_repeats_no_password_of_a_broker_or_an_address() {
+    for broker in [
+        "sasl://user:hunter2@host:9092",
+        "user:hunter2@host:9092",
+        "sasl://user:hun,ter2@host:9092",
+        "sasl://user:hunter2@${NO_SUCH_HOST:-host}:9092",
+    ] {
+        let desk = Desk::with(&format!(
+            "service: a\napp: \"{broker}\"\nkafka: {{ brokers: [\"{broker}\"] }}\n"
+        ));
+        let (code, out, told) = desk.run("check", &[]);
+        assert_eq!(code, Some(2));
+        assert_eq!(told.lines().count(), 2, "{told}");
+        for part in ["hun", "ter2", "user"] {
+            let told = told.replace("has a user", "").replace("sasl.username", "");
+            assert!(
+                !told.contains(part) && !out.contains(part),
+                "{part}: {told}"
+            );
+        }
+    }
+}
+
 const ROUTES: &str = "\
 service: a
 outbound:

@@ -118,6 +118,14 @@ fn brokers(at: &At<'_>) -> Option<Vec<String>> {
 
 /// One broker or, as a variable often holds them, several with commas between.
 fn several(text: &str) -> Result<Vec<String>, Invalid> {
+    if text.contains('@') {
+        // Before it is cut at its commas, which may be part of a password.
+        let reason = format!(
+            "{} has a user: a broker is HOST:PORT alone; `sasl.username` and `sasl.password` go into `kafka.properties`",
+            quoted(text)
+        );
+        return Err(Invalid::new(reason));
+    }
     text.split(',')
         .map(|one| parse_address(one.trim()).map(|broker| broker.to_string()))
         .collect()
