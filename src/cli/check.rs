@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{BAD_CONFIG, complain, load, tell};
 use crate::config::{self, Diagnostic};
+use crate::kafka::properties::Judge;
 
 /// What `wayside check` takes.
 #[derive(Debug, clap::Args)]
@@ -57,7 +58,7 @@ pub fn run(args: &Args) -> ExitCode {
 
 fn check(path: &Path) -> Checked {
     let file = path.display().to_string();
-    let (errors, warnings) = match load(path) {
+    let (errors, warnings) = match load(path, Judge::Anywhere) {
         Ok(loaded) => (Vec::new(), loaded.warnings),
         Err(report) => (report.errors, Vec::new()),
     };

@@ -12,6 +12,7 @@ use super::{bad_config, complain, load, tell};
 use crate::body::Body;
 use crate::config::model::{Config, ENDLESS, Forward, Pattern, Publish, Rewrite, Route, SlimRule};
 use crate::error::{Error, Kind};
+use crate::kafka::properties::Judge;
 use crate::kafka::record;
 use crate::listen::head;
 use crate::pattern::forward::ends_here;
@@ -51,7 +52,7 @@ pub struct Args {
 
 /// Explains one call.
 pub fn run(args: &Args) -> ExitCode {
-    let loaded = match load(&args.file) {
+    let loaded = match load(&args.file, Judge::Anywhere) {
         Ok(loaded) => loaded,
         Err(report) => return bad_config(&report),
     };

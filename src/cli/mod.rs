@@ -13,8 +13,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::{self, Diagnostic, Loaded, Report};
-use crate::kafka::{self, client::SetupError};
+use crate::config::{self, Loaded, Report};
+use crate::kafka::properties::Judge;
 
 /// The configuration is wrong; everything else that fails is 1.
 const BAD_CONFIG: u8 = 2;
@@ -62,42 +62,8 @@ fn environment(name: &str) -> Option<String> {
 
 /// Reads a configuration as every command does: compiled, and the broker's client asked about its own properties, which
 /// needs no broker.
-fn load(file: &Path) -> Result<Loaded, Report> {
-    let loaded = config::load(file, &environment)?;
-    let Some(Err(refused)) = loaded.config.kafka.as_ref().map(kafka::client::check) else {
-        return Ok(loaded);
-    };
-    let text = std::fs::read_to_string(file).unwrap_or_default();
-    let errors = refused.into_iter().map(|error| {
-        let (path, reason, name) = match error {
-            SetupError::Property { name, reason } => {
-                (format!("kafka.properties.{name}"), reason, name)
-            }
-            other => (
-                "kafka.properties".to_owned(),
-                other.to_string(),
-                "properties".to_owned(),
-            ),
-        };
-        // The compiled form has no places; the name stands only where it is set.
-        let lines = text.lines().enumerate();
-        let found = lines
-            .filter_map(|(line, text)| Some((line, text.find(&name)?)))
-            .next();
-        let (line, column) = found.unwrap_or_default();
-        let file = file.display().to_string();
-        Diagnostic {
-            file,
-            line: line + 1,
-            column: column + 1,
-            path,
-            reason,
-            hint: None,
-        }
-    });
-    Err(Report {
-        errors: errors.collect(),
-    })
+fn load(file: &Path, judge: Judge) -> Result<Loaded, Report> {
+    config::load_judged(file, &environment, &judge)
 }
 
 /// Writes a result. A reader that has gone away is not our error.

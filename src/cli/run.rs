@@ -10,6 +10,7 @@ use tracing::level_filters::LevelFilter;
 use super::{bad_config, complain, environment, load, tell};
 use crate::app::{Addresses, Sidecar, Surroundings, Watcher};
 use crate::config::Diagnostic;
+use crate::kafka::properties::Judge;
 use crate::lifecycle::{Signal, Signals};
 use crate::telemetry::log::{Format, Log};
 
@@ -80,7 +81,7 @@ async fn live(args: &Args) -> ExitCode {
     };
     // What it sees first is what is loaded or older, so that no change in between is missed.
     let watcher = Watcher::new(&args.file);
-    let loaded = match load(&args.file) {
+    let loaded = match load(&args.file, Judge::Here) {
         Ok(loaded) => loaded,
         Err(report) => return bad_config(&report),
     };
@@ -200,7 +201,8 @@ async fn reload(sidecar: &Sidecar, file: &Path) {
         tracing::error!("configuration is no file that can be read; the old one goes on");
         return;
     }
-    match load(file) {
+    // The broker's settings can not change in a reload; files that they name may be in the middle of their replacement.
+    match load(file, Judge::Anywhere) {
         Ok(loaded) => {
             warn(&loaded.warnings);
             match sidecar.reload(loaded.config).await {

@@ -22,9 +22,11 @@ use std::path::Path;
 
 pub use address::parse_address;
 pub use diagnostic::{Diagnostic, Invalid, Report};
-pub use words::{accepted_keys, later_keys};
+pub use words::{accepted_keys, later_keys, nearest};
 
 use diagnostic::{Collector, Place};
+use model::Secret;
+use read::Source;
 
 /// The largest file that is read, in bytes; a bigger one is refused.
 pub const FILE_BYTES_MAX: usize = 1024 * 1024;
@@ -38,16 +40,68 @@ pub struct Loaded {
     pub warnings: Vec<Diagnostic>,
 }
 
-/// Reads and compiles a file; `env` answers what `${VAR}` stands for.
+/// Knows the properties of the broker's client, which this module does not. No word of it repeats a value.
+pub trait Judge {
+    /// Why a property can not be set so, whatever the others are.
+    fn alone(&self, name: &str, value: &str) -> Option<Invalid>;
+
+    /// Why they can not be set together, and which of them is to blame if that can be told.
+    fn together(
+        &self,
+        properties: &[(String, Secret)],
+        clients: Clients,
+    ) -> Option<(Option<String>, Invalid)>;
+}
+
+/// Which clients of the broker a file needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Clients {
+    /// Only one that sends.
+    Producer,
+    /// One that consumes as well.
+    Both,
+}
+
+/// Takes every property.
+struct Anything;
+
+impl Judge for Anything {
+    fn alone(&self, _name: &str, _value: &str) -> Option<Invalid> {
+        None
+    }
+
+    fn together(
+        &self,
+        _properties: &[(String, Secret)],
+        _clients: Clients,
+    ) -> Option<(Option<String>, Invalid)> {
+        None
+    }
+}
+
+/// Reads and compiles a file; `env` answers what `${VAR}` stands for. Nobody is asked about the broker's properties.
 ///
 /// # Errors
 ///
 /// Lists every mistake of the file, or why it cannot be read: a folder, no permission, over
 /// [`FILE_BYTES_MAX`], not UTF-8.
 pub fn load(path: &Path, env: &dyn Fn(&str) -> Option<String>) -> Result<Loaded, Report> {
+    load_judged(path, env, &Anything)
+}
+
+/// Reads and compiles a file as [`load`] does, and asks `judge` about the broker's properties.
+///
+/// # Errors
+///
+/// As [`load`], with what `judge` finds among the others.
+pub fn load_judged(
+    path: &Path,
+    env: &dyn Fn(&str) -> Option<String>,
+    judge: &dyn Judge,
+) -> Result<Loaded, Report> {
     let name = path.display().to_string();
     let bytes = read(path).map_err(|reason| Report::single(&name, Place::START, reason))?;
-    let mut loaded = compile_bytes(&name, &bytes, env)?;
+    let mut loaded = compile_bytes(&name, &bytes, env, judge)?;
     // Certificates usually lie beside the file that names them, wherever the process was started.
     let folder = path.parent().unwrap_or(Path::new(""));
     for files in &mut loaded.config.tls {
@@ -68,13 +122,14 @@ pub fn compile(
     text: &str,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Loaded, Report> {
-    compile_bytes(name, text.as_bytes(), env)
+    compile_bytes(name, text.as_bytes(), env, &Anything)
 }
 
 fn compile_bytes(
     name: &str,
     bytes: &[u8],
     env: &dyn Fn(&str) -> Option<String>,
+    judge: &dyn Judge,
 ) -> Result<Loaded, Report> {
     if bytes.len() > FILE_BYTES_MAX {
         let reason = "the file is over 1 MiB, the most that is read";
@@ -89,8 +144,12 @@ fn compile_bytes(
         )
     })?;
     let collector = Collector::new(name);
-    let config =
-        raw::parse(text, &collector).and_then(|root| compile::config(&root, &collector, env));
+    let source = Source {
+        errors: &collector,
+        env,
+        judge,
+    };
+    let config = raw::parse(text, &collector).and_then(|root| compile::config(&root, source));
     let (errors, warnings) = collector.finish();
     match config {
         Some(config) if errors.is_empty() => Ok(Loaded { config, warnings }),

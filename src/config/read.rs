@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::Judge;
 use super::diagnostic::{Collector, Invalid, Place, quoted};
 use super::expand::expand;
 use super::raw::{Entry, MERGE, Node, Value, join};
@@ -19,6 +20,7 @@ const ENTRIES_SEARCHED: usize = 100;
 pub(super) struct Source<'a> {
     pub(super) errors: &'a Collector,
     pub(super) env: &'a dyn Fn(&str) -> Option<String>,
+    pub(super) judge: &'a dyn Judge,
 }
 
 /// A node and how it was reached.
@@ -47,6 +49,11 @@ impl<'a> At<'a> {
             key: node.place,
             path: String::new(),
         }
+    }
+
+    /// Whom to ask about properties of the broker's client.
+    pub(super) fn judge(&self) -> &'a dyn Judge {
+        self.source.judge
     }
 
     pub(super) fn place(&self) -> Place {

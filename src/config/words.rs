@@ -354,10 +354,7 @@ pub(super) fn sections_with(word: &str) -> Vec<String> {
 }
 
 /// The candidate that differs least from `word`, if it is near enough to be meant.
-pub(super) fn nearest<'a>(
-    word: &str,
-    candidates: impl IntoIterator<Item = &'a str>,
-) -> Option<String> {
+pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
     const LONGEST: usize = 64;
     let letters = word.chars().count();
     if letters == 0 || letters > LONGEST {

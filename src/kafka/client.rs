@@ -9,6 +9,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 use tokio::time::Instant;
 
+use super::properties::Redactor;
 use crate::config::model::Kafka;
 
 /// Where the broker is.
@@ -146,23 +147,6 @@ const CONSUMER_EMBEDDED: &[(&str, &str)] = &[
     ("topic.metadata.refresh.interval.ms", "500"),
 ];
 
-/// Checks the config's properties without any connection, for `wayside check`.
-///
-/// # Errors
-/// Every property that is refused.
-pub fn check(kafka: &Kafka) -> Result<(), Vec<SetupError>> {
-    let refused: Vec<SetupError> = kafka
-        .properties
-        .iter()
-        .filter_map(|(name, value)| refusal(name, value.reveal()))
-        .collect();
-    if refused.is_empty() {
-        Ok(())
-    } else {
-        Err(refused)
-    }
-}
-
 pub(super) fn producer_config(
     kafka: &Kafka,
     bootstrap: &Bootstrap,
@@ -205,11 +189,11 @@ pub(super) fn consumer_config(
 }
 
 /// The message of a client that could not be made, without any value.
-pub(super) fn client_error(error: KafkaError) -> SetupError {
+pub(super) fn client_error(error: KafkaError, redactor: &Redactor) -> SetupError {
     match error {
         KafkaError::ClientConfig(_, reason, name, value) => property(&name, &reason, &value),
-        KafkaError::ClientCreation(reason) => SetupError::Client(reason),
-        other => SetupError::Client(other.to_string()),
+        KafkaError::ClientCreation(reason) => SetupError::Client(redactor.clean(&reason).into()),
+        other => SetupError::Client(redactor.clean(&other.to_string()).into()),
     }
 }
 
@@ -238,7 +222,7 @@ fn apply(config: &mut ClientConfig, kafka: &Kafka) -> Result<(), SetupError> {
 }
 
 /// Tries one property by itself, so that the error names it.
-fn refusal(name: &str, value: &str) -> Option<SetupError> {
+pub(super) fn refusal(name: &str, value: &str) -> Option<SetupError> {
     if let Some((_, reason)) = RESERVED.iter().find(|(reserved, _)| *reserved == name) {
         return Some(property(name, reason, ""));
     }
@@ -249,7 +233,7 @@ fn refusal(name: &str, value: &str) -> Option<SetupError> {
     alone.set(name, value);
     match alone.create_native_config() {
         Ok(_) => None,
-        Err(error) => Some(client_error(error)),
+        Err(error) => Some(client_error(error, &Redactor::default())),
     }
 }
 
@@ -273,6 +257,7 @@ fn property(name: &str, reason: &str, value: &str) -> SetupError {
 pub(super) struct Reporter {
     /// `producer`, or the consumer's group.
     client: String,
+    redactor: Redactor,
     last: Mutex<Option<Instant>>,
     suppressed: AtomicU64,
 }
@@ -280,9 +265,10 @@ pub(super) struct Reporter {
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 impl Reporter {
-    pub(super) fn new(client: &str) -> Self {
+    pub(super) fn new(client: &str, redactor: Redactor) -> Self {
         Self {
             client: client.to_owned(),
+            redactor,
             last: Mutex::new(None),
             suppressed: AtomicU64::new(0),
         }
@@ -290,6 +276,7 @@ impl Reporter {
 
     pub(super) fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
         let client = self.client.as_str();
+        let text = &*self.redactor.clean(text);
         match level {
             // Properties of the other kind of client, which the config may well hold.
             _ if facility == "CONFWARN" => tracing::debug!(client, facility, text, "kafka client"),
@@ -305,6 +292,7 @@ impl Reporter {
 
     pub(super) fn warn(&self, what: &str, text: &str) {
         let client = self.client.as_str();
+        let text = &*self.redactor.clean(text);
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.is_some_and(|last| last.elapsed() < REPORT_EVERY) {
             self.suppressed.fetch_add(1, Ordering::Relaxed);
@@ -337,11 +325,8 @@ mod tests {
 
     #[test]
     fn a_refused_property_is_named_and_its_value_is_not() {
-        let words = |name, value| {
-            let refused = check(&kafka(&[("linger.ms", "0"), (name, value)])).expect_err("refused");
-            assert_eq!(refused.len(), 1);
-            refused[0].to_string()
-        };
+        assert!(refusal("linger.ms", "0").is_none());
+        let words = |name, value| refusal(name, value).expect("refused").to_string();
         assert_eq!(
             words("linger.sm", "5"),
             "kafka.properties.linger.sm: No such configuration property: \"linger.sm\""

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::assignment::{Control, Group, Native, OnLane, Partition, copy, finish};
 use super::client::{self, Bootstrap, Reporter, SetupError};
 use super::lanes::Lane;
+use super::properties::Redactor;
 use crate::config::model::Kafka;
 
 /// The longest sleep of the thread.
@@ -180,16 +181,17 @@ struct Worker {
 
 impl Worker {
     fn connect(&self, bootstrap: &Bootstrap) -> Result<Arc<Native>, SetupError> {
+        let redactor = Redactor::of(&self.kafka.properties);
         let group = Group {
             control: Arc::clone(&self.control),
             on_lane: Arc::clone(&self.on_lane),
-            reporter: Reporter::new(&self.group),
+            reporter: Reporter::new(&self.group, redactor.clone()),
             native: OnceLock::new(),
         };
         let config = client::consumer_config(&self.kafka, bootstrap, &self.group)?;
         let mut native: Native = config
             .create_with_context(group)
-            .map_err(client::client_error)?;
+            .map_err(|error| client::client_error(error, &redactor))?;
         let control = Arc::downgrade(&self.control);
         native.set_nonempty_callback(move || {
             if let Some(control) = control.upgrade() {

@@ -2,6 +2,7 @@
 //!
 //! * [`record`]: what a message looks like as a record; pure, any client can read it
 //! * [`client`]: the properties of every client, and where its log goes
+//! * [`properties`]: what may be set of them, and that no value is ever printed
 //! * [`producer`]: one producer per process, from a call to the broker's acknowledgement
 //! * `slots`, `link`: who waits for an acknowledgement; whether the broker answers
 //! * [`consumer`]: one consumer per group, on a thread of its own
@@ -17,6 +18,7 @@ pub mod embedded;
 pub mod lanes;
 mod link;
 pub mod producer;
+pub mod properties;
 pub mod record;
 mod slots;
 pub mod tracker;

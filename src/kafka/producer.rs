@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::client::{self, Bootstrap, QUEUE_RECORDS_MAX, Reporter, SetupError};
 use super::link::{Link, Task};
+use super::properties::Redactor;
 use super::record::Header;
 use super::slots::{Slots, Ticket};
 use crate::config::model::Kafka;
@@ -135,6 +136,7 @@ struct Shared {
     slots: Arc<Slots<Outcome>>,
     link: Arc<Link>,
     config: ClientConfig,
+    redactor: Redactor,
     record_max: usize,
     /// A topic that was published to, which probes ask about.
     topic: OnceLock<String>,
@@ -155,6 +157,7 @@ impl Producer {
             slots: Arc::new(Slots::new(QUEUE_RECORDS_MAX)),
             link: Arc::new(Link::new()),
             config,
+            redactor: Redactor::of(&kafka.properties),
             record_max: record_max.unwrap_or(kafka.queue_max),
             topic: OnceLock::new(),
         });
@@ -260,11 +263,11 @@ impl Shared {
         let reports = Reports {
             slots: Arc::clone(&self.slots),
             link: Arc::clone(&self.link),
-            reporter: Reporter::new("producer"),
+            reporter: Reporter::new("producer", self.redactor.clone()),
         };
         self.config
             .create_with_context(reports)
-            .map_err(client::client_error)
+            .map_err(|error| client::client_error(error, &self.redactor))
     }
 
     fn probe(&self, first: bool) -> bool {

@@ -38,6 +38,86 @@ impl Desk {
     }
 }
 
+fn kafka(properties: &str) -> Desk {
+    Desk::with(&format!(
+        "\
+service: a
+admin: {{ listen: 127.0.0.1:0 }}
+kafka:
+  brokers: [127.0.0.1:1]
+  properties:
+{properties}"
+    ))
+}
+
+#[test]
+fn check_tells_mistakes_of_the_brokers_properties_beside_all_others() {
+    let desk = Desk::with(
+        "\
+service: A
+kafka:
+  brokers: [127.0.0.1:1]
+  properties:
+    sasl.pasword: hunter2
+    linger.ms: hunter2
+outbound:
+  routes:
+    - { name: one, match: { path: x }, forward: { to: b } }
+    - { name: one, forward: { to: nobody } }
+    - { name: one, forward: { to: b } }
+services: { b: { addresses: [b:80] } }
+drian: 5s
+",
+    );
+    let (code, _, told) = desk.run("check", &[]);
+    assert_eq!(code, Some(2));
+    for line in [
+        "w.yaml:1:10: service: ",
+        "w.yaml:5:5: kafka.properties[\"sasl.pasword\"]: No such configuration property: \"sasl.pasword\" (did you mean `sasl.password`?)",
+        "w.yaml:6:5: kafka.properties[\"linger.ms\"]: ",
+        "w.yaml:9:35: outbound.routes[0].match.path: ",
+        "w.yaml:10:15: outbound.routes[1].name: the route in line 9 has this name already",
+        "w.yaml:10:35: outbound.routes[1].forward.to: ",
+        "w.yaml:11:15: outbound.routes[2].name: the route in line 10 has this name already",
+        "w.yaml:13:1: drian: unknown key",
+    ] {
+        assert!(
+            told.lines().any(|told| told.starts_with(line)),
+            "{line}\n{told}"
+        );
+    }
+    assert_eq!(told.lines().count(), 8, "{told}");
+    assert!(!told.contains("hunter2"), "{told}");
+}
+
+#[test]
+fn check_and_run_refuse_what_no_client_of_the_broker_can_be_made_of() {
+    let desk = kafka("    security.protocol: sasl_plaintext\n    sasl.mechanism: HUNTER2\n");
+    for command in ["check", "run"] {
+        let (code, out, told) = desk.run(command, &[]);
+        assert_eq!((code, out.as_str()), (Some(2), ""), "{command}: {told}");
+        assert!(
+            told.starts_with("w.yaml:7:5: kafka.properties[\"sasl.mechanism\"]: "),
+            "{told}"
+        );
+        assert!(!told.contains("HUNTER2"), "{told}");
+    }
+}
+
+#[test]
+fn run_refuses_a_file_of_the_brokers_properties_that_is_not_here() {
+    let desk = kafka("    security.protocol: ssl\n    ssl.ca.location: /nonexistent/hunter2.pem\n");
+    let (code, _, told) = desk.run("check", &[]);
+    assert_eq!(code, Some(0), "it may be there where it runs: {told}");
+    let (code, _, told) = desk.run("run", &[]);
+    assert_eq!(code, Some(2), "{told}");
+    assert!(
+        told.starts_with("w.yaml:7:5: kafka.properties[\"ssl.ca.location\"]: "),
+        "{told}"
+    );
+    assert!(!told.contains("hunter2"), "{told}");
+}
+
 #[test]
 fn check_repeats_no_password_of_a_broker_or_an_address() {
     for broker in [

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 
+use crate::config::Clients;
 use crate::config::address::parse_address;
 use crate::config::diagnostic::{Invalid, quoted};
 use crate::config::model::{Cluster, Kafka, Secret};
-use crate::config::read::{At, all};
+use crate::config::read::{At, Map, all};
 use crate::config::words::{KAFKA, nearest};
 
 /// Brokers to begin with, at most.
@@ -134,11 +135,34 @@ fn several(text: &str) -> Result<Vec<String>, Invalid> {
 fn properties(at: &At<'_>) -> Option<Vec<(String, Secret)>> {
     all(at.named(PROPERTIES_MAX)?.iter().map(|(name, at)| {
         let value = at.secret()?;
-        property(name, &value)
-            .map_err(|error| at.invalid_key(error))
-            .ok()?;
+        let refused = property(name, &value).err();
+        if let Some(refused) = refused.or_else(|| at.judge().alone(name, &value)) {
+            at.invalid_key(refused);
+            return None;
+        }
         Some(((*name).to_owned(), Secret::new(value)))
     }))
+}
+
+/// Refuses properties that contradict one another, or that the client does not take though each is well-formed.
+pub(super) fn together(file: &Map<'_>, kafka: Option<&Kafka>) {
+    let Some(Kafka { properties, .. }) = kafka.filter(|kafka| !kafka.properties.is_empty()) else {
+        return;
+    };
+    let Some(at) = file.find("kafka").and_then(|at| at.peek("properties")) else {
+        return;
+    };
+    let clients = match file.find("subscriptions") {
+        Some(_) => Clients::Both,
+        None => Clients::Producer,
+    };
+    let Some((blamed, what)) = at.judge().together(properties, clients) else {
+        return;
+    };
+    match blamed.and_then(|name| at.peek(&name)) {
+        Some(at) => at.invalid_key(what),
+        None => at.invalid(what),
+    }
 }
 
 /// Whether a file may set this; no message repeats a value.

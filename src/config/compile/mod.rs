@@ -17,7 +17,6 @@ mod subscriptions;
 mod tls;
 
 use super::address::parse_address;
-use super::diagnostic::Collector;
 use super::model::{Config, Hydrate, Outbound, Subscription};
 use super::names::parse_name;
 use super::raw::Node;
@@ -36,18 +35,15 @@ struct Around {
 }
 
 /// Compiles a whole file.
-pub(super) fn config(
-    root: &Node,
-    errors: &Collector,
-    env: &dyn Fn(&str) -> Option<String>,
-) -> Option<Config> {
-    let file = At::root(root, Source { errors, env }).map(&FILE)?;
+pub(super) fn config(root: &Node, source: Source<'_>) -> Option<Config> {
+    let file = At::root(root, source).map(&FILE)?;
     let service = file.need("service", |at| at.parse("a name", parse_name));
     let app = file.maybe("app", |at| {
         at.parse("an address such as 127.0.0.1:8080", parse_address)
     });
     let identities = file.or("tls", Vec::new(), tls::identities);
     let kafka = file.maybe("kafka", kafka::kafka);
+    kafka::together(&file, kafka.iter().flatten().next());
     let claims = file.or("claims", Vec::new(), claims::claims);
     let around = Around {
         service: service.clone(),
