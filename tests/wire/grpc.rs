@@ -1,4 +1,4 @@
-//! gRPC's own interoperability tests: Google's client and server in Go, two sidecars between them.
+//! gRPC's own interoperability tests: Google's client and server in Go, with two sidecars and mutual TLS between them.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 
+use crate::certificates;
 use crate::sidecar::Sidecar;
 use crate::support::app::App;
 use crate::support::eventually::eventually;
@@ -79,11 +80,13 @@ impl Line {
             TcpStream::connect(address).await.ok().map(|_| address)
         })
         .await;
+        certificates::write(folder.path());
+        let tls = certificates::yaml(folder.path());
         let far = Sidecar::run(&format!(
-            "service: server\napp: {address}\ninbound: {{ listen: 127.0.0.1:0 }}\n"
+            "service: server\napp: {address}\ninbound: {{ listen: 127.0.0.1:0, tls: mesh }}\n{tls}\n"
         ))
         .await;
-        let near = near(far.inbound.expect("the file has an inbound door")).await;
+        let near = near(far.inbound.expect("the file has an inbound door"), &tls).await;
         Self {
             server,
             address,
@@ -94,15 +97,17 @@ impl Line {
     }
 }
 
-async fn near(far: SocketAddr) -> Sidecar {
+async fn near(far: SocketAddr, tls: &str) -> Sidecar {
     Sidecar::run(&format!(
         "
 service: client
 outbound:
   listen: 127.0.0.1:0
   routes: [{{ name: all, forward: {{ to: server, timeout: none, timeouts: {{ idle: none }} }} }}]
-services: {{ server: {{ addresses: [\"{far}\"] }} }}
-"
+services: {{ server: {{ addresses: [\"{far}\"], tls: mesh, identity: {} }} }}
+{tls}
+",
+        certificates::NAME
     ))
     .await
 }

@@ -1,15 +1,14 @@
 //! h2spec: how a door answers whoever speaks HTTP/2 wrongly, and at the edges of what is right (RFC 9113, RFC 7541).
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use rcgen::{CertificateParams, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 
+use crate::certificates;
 use crate::sidecar::Sidecar;
 use crate::support::app::{Answer, App};
 use crate::support::eventually::eventually;
@@ -106,25 +105,6 @@ services: {{ app: {{ addresses: [\"{}\"] }} }}
     assert_eq!(status(&answer), 400, "and the connection is closed");
 }
 
-/// Writes a CA and one certificate for `door`, good for both ends.
-fn certificates(folder: &Path) {
-    let key = KeyPair::generate().expect("a key can be made");
-    let mut params = CertificateParams::new(Vec::new()).expect("no names are valid names");
-    params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let ca = params.self_signed(&key).expect("it can sign itself");
-    let issuer = Issuer::new(params, key);
-    let own = KeyPair::generate().expect("a key can be made");
-    let params = CertificateParams::new(vec!["door".to_owned()]).expect("a valid name");
-    let signed = params.signed_by(&own, &issuer).expect("the CA signs");
-    for (name, text) in [
-        ("ca.crt", ca.pem()),
-        ("tls.crt", signed.pem()),
-        ("tls.key", own.serialize_pem()),
-    ] {
-        fs::write(folder.join(name), text).expect("the folder can be written");
-    }
-}
-
 /// Starts the relay that shows a certificate for h2spec, which has none to show.
 async fn relay(programs: &Path, folder: &Path, door: SocketAddr) -> (Process, SocketAddr) {
     let mut command = Command::new(programs.join("relay"));
@@ -146,18 +126,17 @@ async fn the_inbound_door_passes_every_case_of_h2spec_inside_mutual_tls() {
         return;
     };
     let folder = TempDir::with_prefix("wayside-relay-").expect("a folder can be made");
-    certificates(folder.path());
+    certificates::write(folder.path());
     let app = app().await;
-    let at = folder.path().display();
     let sidecar = Sidecar::run(&format!(
         "
 service: door
 app: {}
 inbound: {{ listen: 127.0.0.1:0, tls: mesh }}
-tls:
-  mesh: {{ cert: \"{at}/tls.crt\", key: \"{at}/tls.key\", ca: \"{at}/ca.crt\" }}
+{}
 ",
-        app.address
+        app.address,
+        certificates::yaml(folder.path())
     ))
     .await;
     let door = sidecar.inbound.expect("the file has an inbound door");

@@ -27,6 +27,8 @@ mod support;
 mod sidecar;
 
 #[cfg(test)]
+mod certificates;
+#[cfg(test)]
 mod tools;
 
 mod curl;
