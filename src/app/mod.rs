@@ -43,7 +43,7 @@ use parts::Parts;
 use stack::Keeper;
 
 /// How often histograms are moved into their buckets and gauges are read.
-const UPKEEP: Duration = Duration::from_secs(5);
+const UPKEEP: Duration = Duration::from_secs(1);
 /// The outbound door closes when nothing was in flight for this long: the app may still be finishing.
 const OUTBOUND_QUIET: Duration = Duration::from_secs(1);
 /// How long before the end of `drain` the outbound door closes although calls are in flight: what would go on for ever,

@@ -116,10 +116,14 @@ impl Door {
             .max_buf_size(self.head_max.max(8 << 10))
             .serve_connection(TokioIo::new(io), calls);
         let ended = {
+            let watch = guard.clone();
             let mut draining = pin!(guard.draining());
             let mut patience: Option<Pin<Box<Sleep>>> = None;
+            let mut registered = false;
             std::future::poll_fn(|cx| {
-                if patience.is_none() && draining.as_mut().poll(cx).is_ready() {
+                // Once is enough to be woken, since a task has one waker; after that a look at a flag, at each poll.
+                let look = !std::mem::replace(&mut registered, true) || watch.is_draining();
+                if look && patience.is_none() && draining.as_mut().poll(cx).is_ready() {
                     Pin::new(&mut connection).graceful_shutdown();
                     patience = Some(Box::pin(sleep(HALF_HEAD)));
                 }

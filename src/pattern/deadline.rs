@@ -38,9 +38,9 @@ pub fn of(headers: &mut HeaderMap, started: Instant, whole: Duration) -> Instant
     started + shortest
 }
 
-/// Tells the next hop how much time is left.
-pub fn tell(headers: &mut HeaderMap, grpc: bool, deadline: Instant) {
-    let left = deadline.saturating_duration_since(Instant::now());
+/// Tells the next hop how much time is left `now`.
+pub fn tell(headers: &mut HeaderMap, grpc: bool, now: Instant, deadline: Instant) {
+    let left = deadline.saturating_duration_since(now);
     if left >= FAR {
         return;
     }
@@ -140,12 +140,12 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(2);
         tokio::time::advance(Duration::from_millis(500)).await;
         let mut headers = HeaderMap::new();
-        tell(&mut headers, false, deadline);
+        tell(&mut headers, false, Instant::now(), deadline);
         assert_eq!(headers[TIMEOUT], "1500");
-        tell(&mut headers, true, deadline);
+        tell(&mut headers, true, Instant::now(), deadline);
         assert_eq!(headers[GRPC_TIMEOUT], "1500m");
         let mut headers = HeaderMap::new();
-        tell(&mut headers, false, Instant::now() + FAR);
+        tell(&mut headers, false, Instant::now(), Instant::now() + FAR);
         assert!(headers.is_empty());
     }
 

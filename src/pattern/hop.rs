@@ -238,6 +238,10 @@ fn strip(headers: &mut HeaderMap, found: u16) -> Result<(), Error> {
 fn nominated(headers: &HeaderMap) -> Result<Vec<HeaderName>, Error> {
     let mut names = Vec::new();
     for line in headers.get_all(CONNECTION) {
+        if line == "keep-alive" || line == "close" {
+            // What most lines say, and it names no header.
+            continue;
+        }
         let line = line
             .to_str()
             .map_err(|_| Error::new(Kind::BadRequest, "the Connection header is malformed"))?;

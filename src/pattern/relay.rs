@@ -143,6 +143,7 @@ pin_project_lite::pin_project! {
         #[pin]
         timer: Sleep,
         limits: Limits,
+        begun: bool,
         waiting: bool,
         held: Grip,
     }
@@ -165,6 +166,7 @@ impl Relay {
             first,
             timer: sleep_until(limits.deadline),
             limits,
+            begun: false,
             waiting: false,
             held,
         }
@@ -183,7 +185,10 @@ impl HttpBody for Relay {
         // Looked at for each frame: a caller that reads slowly always finds one ready, and the timer is never polled.
         // What is there already may still pass for a moment: the next hop answers at the same deadline, and its short
         // answer says more than a broken connection.
-        if Instant::now() >= this.limits.deadline + GRACE {
+        // The first frame comes with its head, whose time was looked at just now.
+        let late =
+            std::mem::replace(this.begun, true) && Instant::now() >= this.limits.deadline + GRACE;
+        if late {
             let error = Error::new(Kind::Deadline, "the answer's body took too long");
             this.held.cut(&error);
             return Poll::Ready(Some(Err(error)));

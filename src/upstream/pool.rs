@@ -2,6 +2,7 @@
 //!
 //! HTTP/1.1 connections lie idle, newest first, and belong to one call at a time. HTTP/2 connections are shared by many.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -14,7 +15,8 @@ use super::traffic::Traffic;
 use crate::body::Body;
 use crate::lifecycle::shard;
 
-/// Idle connections that one shard keeps to one address; more are closed.
+/// Idle connections that one shard keeps to one address; beyond it the oldest is closed, since calls that must not run
+/// twice take new ones only.
 const IDLE_MAX: usize = 256;
 /// Calls that share one HTTP/2 connection, even if the peer would take more; more open a further one.
 const STREAMS_MAX: usize = 100;
@@ -25,7 +27,8 @@ pub(super) struct Pool {
 }
 
 pub(super) struct Shard {
-    idle: Mutex<Vec<Idle>>,
+    /// The newest last.
+    idle: Mutex<VecDeque<Idle>>,
     shared: Mutex<Vec<Shared>>,
     /// One at a time makes an HTTP/2 connection; the others wait and share it.
     pub(super) making: Semaphore,
@@ -130,13 +133,13 @@ impl Shard {
     /// Takes the newest idle connection that is alive and was idle for at most `longest`.
     pub(super) fn take(&self, longest: Duration, now: Instant) -> Option<Idle> {
         let mut idle = lock(&self.idle);
-        while let Some(newest) = idle.pop() {
+        while let Some(newest) = idle.pop_back() {
             if newest.sender.is_closed() || now >= newest.until {
                 continue;
             }
             if now.duration_since(newest.since) > longest {
                 // Good for others still. All below are older.
-                idle.push(newest);
+                idle.push_back(newest);
                 return None;
             }
             return Some(newest);
@@ -146,9 +149,10 @@ impl Shard {
 
     pub(super) fn give_back(&self, connection: Idle) {
         let mut idle = lock(&self.idle);
-        if idle.len() < IDLE_MAX {
-            idle.push(connection);
+        if idle.len() >= IDLE_MAX {
+            idle.pop_front();
         }
+        idle.push_back(connection);
     }
 
     /// A place on a connection that has one.

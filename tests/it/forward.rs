@@ -177,6 +177,33 @@ async fn connections_to_the_app_are_used_again() {
 }
 
 #[tokio::test]
+async fn a_pool_full_of_old_connections_does_not_keep_new_ones_out() {
+    let app = App::by(|_| Answer::ok().after(Duration::from_millis(200))).await;
+    let sidecar = in_front_of(app.address, "").await;
+    let all_at_once = async |count: usize| {
+        let mut calls = tokio::task::JoinSet::new();
+        for _ in 0..count {
+            let outbound = sidecar.outbound();
+            calls.spawn(async move { get("billing", "/").send(outbound).await.status });
+        }
+        assert!(calls.join_all().await.iter().all(|status| *status == 200));
+    };
+    all_at_once(300).await;
+    let mut silent = Wire::connect(sidecar.outbound()).await;
+    assert!(silent.is_silent_for(Duration::from_millis(600)).await);
+    let before = app.connections();
+    for _ in 0..10 {
+        // Too old for calls that must not run twice, all of them; what the first one made serves the others.
+        let reply = post("billing", "/")
+            .body("x")
+            .send(sidecar.outbound())
+            .await;
+        assert_eq!(reply.status, 200);
+    }
+    assert_eq!(app.connections(), before + 1);
+}
+
+#[tokio::test]
 async fn pipelined_requests_are_answered_in_order() {
     let app = App::by(|seen| Answer::ok().body(seen.target.clone())).await;
     let sidecar = in_front_of(app.address, "").await;

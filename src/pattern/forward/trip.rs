@@ -112,7 +112,7 @@ impl<'a> Trip<'a> {
             let uploading = self.source.uploading();
             let answered = {
                 // Moved straight into what is sent: the loop's future would keep the space for it.
-                let head = pin!(connection.send(self.request()?));
+                let head = pin!(connection.send(self.request(asked)?));
                 let (rule, service) = (self.rule, &self.upstream.name);
                 rule.head(service, (head, uploading.as_ref()), limit, timer.as_mut())
                     .await
@@ -158,9 +158,9 @@ impl<'a> Trip<'a> {
     }
 
     /// The request of the next try, with the time that is left for it.
-    fn request(&mut self) -> Result<Request, Error> {
+    fn request(&mut self, now: Instant) -> Result<Request, Error> {
         let mut request = self.source.take()?;
-        deadline::tell(request.headers_mut(), self.grpc, self.deadline);
+        deadline::tell(request.headers_mut(), self.grpc, now, self.deadline);
         Ok(request)
     }
 
