@@ -10,7 +10,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::reply::headers::{TIMEOUT, Text};
 
@@ -101,6 +101,14 @@ pub async fn within<F: Future>(
         timer.as_mut().poll(cx).map(|()| None)
     })
     .await
+}
+
+/// Sets a timer that is made at its first use.
+pub(super) fn arm(timer: &mut Option<Pin<Box<Sleep>>>, until: Instant) {
+    match timer {
+        Some(timer) => timer.as_mut().reset(until),
+        None => *timer = Some(Box::pin(sleep_until(until))),
+    }
 }
 
 #[cfg(test)]

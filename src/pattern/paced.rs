@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep};
 
+use super::deadline::arm;
 use crate::body::Body;
 use crate::error::{Error, Kind};
 
@@ -65,8 +66,8 @@ pin_project_lite::pin_project! {
     pub(super) struct Paced {
         inner: Body,
         idle: Duration,
-        #[pin]
-        timer: Sleep,
+        // Made at the first silence: most bodies come with their head.
+        timer: Option<Pin<Box<Sleep>>>,
         waiting: bool,
         sent: Sent,
     }
@@ -78,7 +79,7 @@ impl Paced {
         Self {
             inner,
             idle,
-            timer: sleep(idle),
+            timer: None,
             waiting: false,
             sent,
         }
@@ -93,7 +94,7 @@ impl HttpBody for Paced {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let mut this = self.project();
+        let this = self.project();
         match Pin::new(&mut *this.inner).poll_frame(cx) {
             Poll::Ready(frame) => {
                 *this.waiting = false;
@@ -109,9 +110,12 @@ impl HttpBody for Paced {
                 this.sent.is(WAITING);
                 // Armed once per silence, not once per poll.
                 if !std::mem::replace(this.waiting, true) {
-                    this.timer.as_mut().reset(Instant::now() + *this.idle);
+                    arm(this.timer, Instant::now() + *this.idle);
                 }
-                this.timer.poll(cx).map(|()| {
+                let Some(timer) = this.timer else {
+                    return Poll::Pending;
+                };
+                timer.as_mut().poll(cx).map(|()| {
                     let detail = format!(
                         "no byte of the body came for {}",
                         humantime::format_duration(*this.idle)

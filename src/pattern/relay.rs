@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::deadline::arm;
 use super::paced::Sent;
 use crate::error::{Error, Kind};
 use crate::lifecycle;
@@ -140,8 +141,8 @@ pin_project_lite::pin_project! {
         incoming: Incoming,
         // Looked at before, and the first to go.
         first: Option<Frame<Bytes>>,
-        #[pin]
-        timer: Sleep,
+        // Made at the first silence: most answers come with their head.
+        timer: Option<Pin<Box<Sleep>>>,
         limits: Limits,
         begun: bool,
         waiting: bool,
@@ -164,7 +165,7 @@ impl Relay {
         Self {
             incoming,
             first,
-            timer: sleep_until(limits.deadline),
+            timer: None,
             limits,
             begun: false,
             waiting: false,
@@ -217,9 +218,12 @@ impl HttpBody for Relay {
             Poll::Pending => {
                 if !std::mem::replace(this.waiting, true) {
                     let until = this.limits.deadline.min(Instant::now() + this.limits.idle);
-                    this.timer.as_mut().reset(until);
+                    arm(this.timer, until);
                 }
-                this.timer.poll(cx).map(|()| {
+                let Some(timer) = this.timer else {
+                    return Poll::Pending;
+                };
+                timer.as_mut().poll(cx).map(|()| {
                     let error = Error::new(Kind::Deadline, "the answer's body took too long");
                     this.held.cut(&error);
                     Some(Err(error))

@@ -178,7 +178,11 @@ async fn connections_to_the_app_are_used_again() {
 
 #[tokio::test]
 async fn a_pool_full_of_old_connections_does_not_keep_new_ones_out() {
-    let app = App::by(|_| Answer::ok().after(Duration::from_millis(200))).await;
+    let app = App::by(|seen| match seen.method {
+        Method::GET => Answer::ok().after(Duration::from_millis(800)),
+        _ => Answer::ok(),
+    })
+    .await;
     let sidecar = in_front_of(app.address, "").await;
     let all_at_once = async |count: usize| {
         let mut calls = tokio::task::JoinSet::new();
@@ -188,7 +192,8 @@ async fn a_pool_full_of_old_connections_does_not_keep_new_ones_out() {
         }
         assert!(calls.join_all().await.iter().all(|status| *status == 200));
     };
-    all_at_once(300).await;
+    all_at_once(400).await;
+    assert!(app.connections() > 256, "{} at once", app.connections());
     let mut silent = Wire::connect(sidecar.outbound()).await;
     assert!(silent.is_silent_for(Duration::from_millis(600)).await);
     let before = app.connections();
