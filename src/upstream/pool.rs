@@ -138,8 +138,10 @@ impl Shard {
                 continue;
             }
             if now.duration_since(newest.since) > longest {
-                // Good for others still. All below are older.
+                // Good for others still. All before it are older; the oldest makes room for the one that is made instead,
+                // or calls that must not run twice would add theirs to the pool for ever.
                 idle.push_back(newest);
+                idle.pop_front();
                 return None;
             }
             return Some(newest);
