@@ -20,7 +20,7 @@ use crate::reply::{headers, rescue};
 use crate::service::{Call, Gate, Handler, Meters, Outcome, Response};
 
 /// Bytes of one call's future, all layers and the pattern together.
-const FUTURE_MAX: usize = 3072;
+const FUTURE_MAX: usize = 3200;
 
 /// What the layers of one door share.
 pub(super) struct Keeper {

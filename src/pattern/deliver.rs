@@ -152,7 +152,7 @@ impl Deliver {
         headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
         headers.insert(
             crate::telemetry::trace::TRACEPARENT,
-            delivery.trace.header().clone(),
+            delivery.trace.header(),
         );
         let mut request = Request::new(Body::full(body));
         *request.method_mut() = method;

@@ -141,7 +141,7 @@ impl Publish {
         let id = Uuid::now_v7();
         let birth = Birth {
             id,
-            traceparent: trace.header().to_str().ok(),
+            traceparent: Some(trace.text()),
             time: accepted_at,
         };
         let message = self.message(&head, birth, &draft);

@@ -1,5 +1,6 @@
 //! One connection's bytes, in the clear or inside TLS.
 
+use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -11,6 +12,11 @@ use tokio_rustls::TlsStream;
 /// Bytes up to which several pieces are copied into one. A head and a small body then leave by one plain `send`, which
 /// the kernel does for less than a `writev`, and in one TLS record rather than two.
 const SMALL: usize = 4096;
+
+thread_local! {
+    /// Where small pieces meet. Never borrowed twice: a write neither runs other code of ours nor waits.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
 
 /// A socket of either kind.
 #[derive(Debug)]
@@ -63,12 +69,13 @@ impl AsyncWrite for Socket {
     ) -> Poll<io::Result<usize>> {
         let length: usize = slices.iter().map(|slice| slice.len()).sum();
         if length <= SMALL {
-            let (mut whole, mut end) = ([0; SMALL], 0);
-            for slice in slices {
-                whole[end..end + slice.len()].copy_from_slice(slice);
-                end += slice.len();
-            }
-            return self.poll_write(cx, &whole[..end]);
+            return SCRATCH.with_borrow_mut(|whole| {
+                whole.clear();
+                for slice in slices {
+                    whole.extend_from_slice(slice);
+                }
+                self.poll_write(cx, whole)
+            });
         }
         match self.get_mut() {
             Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, slices),

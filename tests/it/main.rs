@@ -22,6 +22,7 @@ mod cuts;
 mod discovery;
 mod doors;
 mod event;
+mod evidence;
 mod failures;
 mod forward;
 mod hop;
