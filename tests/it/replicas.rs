@@ -58,6 +58,18 @@ async fn thirds() -> [Third; 4] {
     ]
 }
 
+/// Two good replicas, and a sidecar in front of all three.
+async fn beside(third: &Third) -> ([App; 2], Sidecar) {
+    let good = [App::agreeable().await, App::agreeable().await];
+    let addresses: Vec<String> = good
+        .iter()
+        .map(|app| app.address.to_string())
+        .chain([third.address().to_string()])
+        .collect();
+    let sidecar = forwarding(&addresses, ", timeouts: { try: 250ms }").await;
+    (good, sidecar)
+}
+
 /// Makes all calls, 16 at a time, and counts the answers that were not 200.
 async fn failures(sidecar: &Sidecar, call: fn(usize) -> Outgoing) -> usize {
     let mut callers = JoinSet::new();
@@ -78,14 +90,7 @@ async fn failures(sidecar: &Sidecar, call: fn(usize) -> Outgoing) -> usize {
 #[tokio::test]
 async fn a_bad_replica_of_three_costs_idempotent_callers_less_than_one_in_a_thousand() {
     for third in thirds().await {
-        let good = [App::agreeable().await, App::agreeable().await];
-        let addresses: Vec<String> = good
-            .iter()
-            .map(|app| app.address.to_string())
-            .chain([third.address().to_string()])
-            .collect();
-        let route = ", timeouts: { try: 250ms }";
-        let sidecar = forwarding(&addresses, route).await;
+        let (_good, sidecar) = beside(&third).await;
         let failed = failures(&sidecar, |at| get("billing", &format!("/{at}"))).await;
         let name = third.name();
         assert!(
@@ -114,13 +119,7 @@ async fn a_bad_replica_of_three_costs_idempotent_callers_less_than_one_in_a_thou
 #[tokio::test]
 async fn no_post_runs_twice_whatever_one_replica_does() {
     for third in thirds().await {
-        let good = [App::agreeable().await, App::agreeable().await];
-        let addresses: Vec<String> = good
-            .iter()
-            .map(|app| app.address.to_string())
-            .chain([third.address().to_string()])
-            .collect();
-        let sidecar = forwarding(&addresses, ", timeouts: { try: 250ms }").await;
+        let (good, sidecar) = beside(&third).await;
         failures(&sidecar, |at| post("billing", &format!("/{at}")).body("x")).await;
         let mut runs: HashMap<String, usize> = HashMap::new();
         let seen = good.iter().flat_map(App::seen);

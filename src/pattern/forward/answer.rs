@@ -14,7 +14,7 @@ use crate::error::{Error, Kind};
 use crate::pattern::hop;
 use crate::pattern::relay::{Held, Limits, Relay};
 use crate::reply::headers::{SERVER_TIMING, Text};
-use crate::service::{Leash, Permit, Response};
+use crate::service::{Call, Leash, Permit, Request, Response};
 use crate::telemetry::trace::Trace;
 use crate::upstream::{Place, Upstream};
 
@@ -27,6 +27,28 @@ pub(super) struct Way {
     pub(super) leash: Option<Arc<Leash>>,
     pub(super) permit: Option<Permit>,
     pub(super) place: Place,
+}
+
+impl Way {
+    /// Takes a call apart: what it holds, and its request, with whether that is gRPC.
+    pub(super) fn of(
+        call: Box<Call>,
+        upstream: &Arc<Upstream>,
+        deadline: Instant,
+        place: Place,
+    ) -> (Self, (Request, bool)) {
+        let call = *call;
+        let way = Self {
+            upstream: Arc::clone(upstream),
+            started: call.started,
+            deadline,
+            trace: call.trace,
+            leash: call.leash,
+            permit: call.permit,
+            place,
+        };
+        (way, (call.request, call.grpc))
+    }
 }
 
 impl Forward {

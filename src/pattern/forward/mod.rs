@@ -137,17 +137,7 @@ impl Forward {
         deadline: Instant,
         place: Place,
     ) -> Result<(Trip<'a>, Way), Error> {
-        let call = *call;
-        let way = Way {
-            upstream: Arc::clone(upstream),
-            started: call.started,
-            deadline,
-            trace: call.trace,
-            leash: call.leash,
-            permit: call.permit,
-            place,
-        };
-        let request = (call.request, call.grpc);
+        let (way, request) = Way::of(call, upstream, deadline, place);
         Ok((Trip::new(self, upstream, request, deadline)?, way))
     }
 }

@@ -95,19 +95,10 @@ impl Forward {
         deadline: Instant,
     ) -> Result<Response, Error> {
         let place = upstream.enter(deadline).await?;
-        let call = *call;
-        let way = Way {
-            upstream: Arc::clone(upstream),
-            started: call.started,
-            deadline,
-            trace: call.trace,
-            leash: call.leash,
-            permit: call.permit,
-            place,
-        };
+        let (way, (request, _)) = Way::of(call, upstream, deadline, place);
         match wanted {
             Wanted::Tunnel => self.tunnel(way, &crossing).await,
-            Wanted::Protocol(token) => self.upgrade(way, call.request, &crossing, token).await,
+            Wanted::Protocol(token) => self.upgrade(way, request, &crossing, token).await,
         }
     }
 
