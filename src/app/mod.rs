@@ -130,6 +130,7 @@ impl Sidecar {
         let shared = upstream::Shared {
             metrics: metrics.clone(),
             shards: workers.shards(),
+            idle_max: config.limits.in_flight,
             runtime: Handle::current(),
             changes: upstream::Changes::new(),
             resolver: Arc::new(upstream::Resolver::new(&config.dns)),

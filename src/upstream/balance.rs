@@ -275,7 +275,7 @@ mod tests {
     };
 
     fn endpoints(count: u16, balance: &Balance) -> Endpoints {
-        let endpoint = |port| Endpoint::new(SocketAddr::from(([127, 0, 0, 1], port)), 1);
+        let endpoint = |port| Endpoint::new(SocketAddr::from(([127, 0, 0, 1], port)), 1, 1);
         Endpoints::new((1..=count).map(endpoint).collect(), balance)
     }
 

@@ -213,7 +213,7 @@ impl Connection {
             && !(sender.is_closed() || traffic.is_broken())
         {
             let since = Instant::now();
-            self.endpoint.pool.here().give_back(Idle {
+            self.endpoint.pool.give_back(Idle {
                 sender,
                 traffic,
                 since,

@@ -22,12 +22,12 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    pub(super) fn new(address: SocketAddr, shards: usize) -> Arc<Self> {
+    pub(super) fn new(address: SocketAddr, shards: usize, idle_max: usize) -> Arc<Self> {
         Arc::new(Self {
             address,
             load: Load::default(),
             breaker: Breaker::new(),
-            pool: Pool::new(shards),
+            pool: Pool::new(shards, idle_max),
             since: AtomicU64::new(unix_seconds()),
             why: Mutex::default(),
         })

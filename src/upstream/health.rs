@@ -89,7 +89,7 @@ async fn ask(upstream: &Upstream, endpoint: &Arc<Endpoint>, rule: &Health) -> Re
     let mut connection = match sender {
         Sender::One(sender) => Connection::fresh(sender, traffic, endpoint, Duration::ZERO),
         Sender::Two(sender, room) => {
-            let place = super::pool::Pool::new(1)
+            let place = super::pool::Pool::new(1, 0)
                 .here()
                 .share(sender, room, traffic);
             Connection::shared(place, endpoint, false)

@@ -101,6 +101,8 @@ pub struct Shared {
     pub metrics: Metrics,
     /// Pool shards (see [`lifecycle::shard`]).
     pub shards: usize,
+    /// Idle connections to one address that a shard keeps: as many as there may be calls.
+    pub idle_max: usize,
     /// Runs the name look-ups and the health checks.
     pub runtime: Handle,
     /// Told when an address goes up or down.
@@ -189,7 +191,9 @@ impl Upstream {
         let endpoints: Vec<Arc<Endpoint>> = found
             .iter()
             .map(|address| {
-                kept(address).unwrap_or_else(|| Endpoint::new(*address, self.shared.shards))
+                kept(address).unwrap_or_else(|| {
+                    Endpoint::new(*address, self.shared.shards, self.shared.idle_max)
+                })
             })
             .collect();
         tracing::info!(

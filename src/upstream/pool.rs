@@ -15,15 +15,15 @@ use super::traffic::Traffic;
 use crate::body::Body;
 use crate::lifecycle::shard;
 
-/// Idle connections that one shard keeps to one address; beyond it the oldest is closed, since calls that must not run
-/// twice take new ones only.
-const IDLE_MAX: usize = 256;
 /// Calls that share one HTTP/2 connection, even if the peer would take more; more open a further one.
 const STREAMS_MAX: usize = 100;
 
 /// The connections.
 pub(super) struct Pool {
     shards: Box<[Shard]>,
+    /// Idle connections that one shard keeps; beyond it the oldest is closed, since calls that must not run twice take new
+    /// ones only.
+    idle_max: usize,
 }
 
 pub(super) struct Shard {
@@ -100,7 +100,9 @@ impl Drop for Place {
 }
 
 impl Pool {
-    pub(super) fn new(shards: usize) -> Self {
+    /// Makes an empty pool. As many connections may lie idle in a shard as there may be calls: fewer would be closed and
+    /// made anew whenever the calls come and end in waves.
+    pub(super) fn new(shards: usize, idle_max: usize) -> Self {
         let shard = || Shard {
             idle: Mutex::default(),
             shared: Mutex::default(),
@@ -108,12 +110,22 @@ impl Pool {
         };
         Self {
             shards: (0..shards.max(1)).map(|_| shard()).collect(),
+            idle_max,
         }
     }
 
     /// The shard of this thread.
     pub(super) fn here(&self) -> &Shard {
         &self.shards[shard() % self.shards.len()]
+    }
+
+    /// Takes a connection back.
+    pub(super) fn give_back(&self, connection: Idle) {
+        let mut idle = lock(&self.here().idle);
+        if idle.len() >= self.idle_max {
+            idle.pop_front();
+        }
+        idle.push_back(connection);
     }
 
     /// Closes what was idle for too long, in every shard.
@@ -147,14 +159,6 @@ impl Shard {
             return Some(newest);
         }
         None
-    }
-
-    pub(super) fn give_back(&self, connection: Idle) {
-        let mut idle = lock(&self.idle);
-        if idle.len() >= IDLE_MAX {
-            idle.pop_front();
-        }
-        idle.push_back(connection);
     }
 
     /// A place on a connection that has one.

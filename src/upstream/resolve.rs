@@ -199,6 +199,7 @@ mod tests {
         let shared = Shared {
             metrics: Metrics::new(),
             shards: 1,
+            idle_max: 1,
             runtime: Handle::current(),
             changes: Changes::new(),
             resolver: Arc::new(Resolver::new(&[])),
