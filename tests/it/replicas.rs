@@ -1,5 +1,5 @@
 //! One of three replicas is dead, slow, or answers 503: what the callers notice of it. `WAYSIDE_CALLS` says how many
-//! calls there are to each.
+//! calls there are to each, and that the machine does nothing else.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -148,6 +148,11 @@ async fn when_all_replicas_refuse_the_caller_hears_at_once() {
         took.push(started.elapsed());
     }
     took.sort_unstable();
-    // The median: a machine that does ten other things now and then stops this one.
-    assert!(took[50] < Duration::from_millis(10), "{:?}", took[50]);
+    // Among fifteen other tests only that no timeout or long backoff was waited for; by itself, what it takes.
+    let limit = match std::env::var_os("WAYSIDE_CALLS") {
+        Some(_) => Duration::from_millis(10),
+        None => Duration::from_millis(250),
+    };
+    println!("all refused: median {:?}", took[50]);
+    assert!(took[50] < limit, "{:?}", took[50]);
 }
