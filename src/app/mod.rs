@@ -118,6 +118,7 @@ impl Sidecar {
     /// A door's address is taken, a claims folder is in use or not writable, or the broker's settings are refused. A
     /// broker or a service that is away is no error.
     pub async fn start(config: Config, surroundings: Surroundings) -> Result<Self, BuildError> {
+        lifecycle::raise_open_files();
         let listeners = Listeners::bind(&config).await?;
         let addresses = listeners.addresses()?;
         let workers = Workers::start(

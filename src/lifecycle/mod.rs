@@ -1,11 +1,13 @@
 //! From start to stop: the worker threads, readiness, signals, and the drain that everything in flight holds.
 
 mod drain;
+mod files;
 mod ready;
 mod signals;
 mod workers;
 
 pub use drain::{Drain, Guard};
+pub use files::raise_open_files;
 pub use ready::{Ready, Reason};
 pub use signals::{Signal, Signals};
 pub use workers::{Workers, shard};

@@ -38,6 +38,9 @@ const PROBE_EVERY: Duration = Duration::from_secs(5);
 #[cfg(target_os = "linux")]
 const UNHEARD_MAX: Duration = Duration::from_secs(15);
 
+/// What a caller is told to wait where we have run out of files or ports.
+const REST: Duration = Duration::from_secs(1);
+
 /// What a connection speaks.
 pub(super) enum Sender {
     One(http1::SendRequest<Body>),
@@ -56,11 +59,33 @@ pub enum Version {
 /// Why there is no connection.
 pub(super) enum ConnectError {
     TimedOut,
+    /// Nothing of ours is left to connect with, which says nothing about the address.
+    Ours(std::io::Error),
     Failed(BoxError),
     Tls(Reason, String),
 }
 
+impl From<std::io::Error> for ConnectError {
+    fn from(error: std::io::Error) -> Self {
+        const OURS: [i32; 4] = [
+            libc::EMFILE,
+            libc::ENFILE,
+            libc::ENOBUFS,
+            libc::EADDRNOTAVAIL,
+        ];
+        match error.raw_os_error() {
+            Some(code) if OURS.contains(&code) => Self::Ours(error),
+            _ => Self::Failed(error.into()),
+        }
+    }
+}
+
 impl ConnectError {
+    /// Whether it tells something about the address.
+    pub(super) fn blames_peer(&self) -> bool {
+        !matches!(self, Self::Ours(_))
+    }
+
     /// Says whose connection it was.
     pub(super) fn detailed(self, service: &str, address: SocketAddr) -> Error {
         match self {
@@ -69,6 +94,11 @@ impl ConnectError {
                 format!("{service} did not take a connection in time"),
             )
             .because(format!("connect to {address} timed out")),
+            Self::Ours(cause) => Error::new(
+                Kind::Overloaded,
+                format!("this sidecar can open no connection to {service}: {cause}"),
+            )
+            .after(REST),
             Self::Failed(cause) => Error::new(
                 Kind::Unreachable,
                 format!("{service} does not take connections"),
@@ -101,7 +131,7 @@ pub(super) async fn socket(
     };
     let stream = match timeout_at(deadline, connecting).await {
         Err(_) => return Err(ConnectError::TimedOut),
-        Ok(Err(error)) => return Err(ConnectError::Failed(error.into())),
+        Ok(Err(error)) => return Err(error.into()),
         Ok(Ok(stream)) => stream,
     };
     match tls {

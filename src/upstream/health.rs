@@ -64,6 +64,8 @@ async fn round(
         let Some((_, good, bad)) = streak else {
             continue;
         };
+        // A question that we could not ask has no answer.
+        let Some(found) = found else { continue };
         match found {
             Ok(()) => (*good, *bad) = (*good + 1, 0),
             Err(_) => (*good, *bad) = (0, *bad + 1),
@@ -77,16 +79,24 @@ async fn round(
 }
 
 /// One question; the answer is good if its status is 2xx or 3xx.
-async fn ask(upstream: &Upstream, endpoint: &Arc<Endpoint>, rule: &Health) -> Result<(), String> {
+/// `None`: we had nothing left to ask with.
+async fn ask(
+    upstream: &Upstream,
+    endpoint: &Arc<Endpoint>,
+    rule: &Health,
+) -> Option<Result<(), String>> {
     let deadline = Instant::now() + rule.timeout;
     let traffic = Arc::new(Traffic::default());
     let version = upstream.version(false);
-    let sender = upstream.make(endpoint, version, &traffic, deadline).await;
-    let sender = sender.map_err(|error| {
-        let error = error.detailed(&upstream.name, endpoint.address);
-        error.detail().to_owned()
-    })?;
-    let mut connection = match sender {
+    let sender = match upstream.make(endpoint, version, &traffic, deadline).await {
+        Ok(sender) => sender,
+        Err(error) if error.blames_peer() => {
+            let error = error.detailed(&upstream.name, endpoint.address);
+            return Some(Err(error.detail().to_owned()));
+        }
+        Err(_) => return None,
+    };
+    let connection = match sender {
         Sender::One(sender) => Connection::fresh(sender, traffic, endpoint, Duration::ZERO),
         Sender::Two(sender, room) => {
             let place = super::pool::Pool::new(1, 0)
@@ -95,6 +105,16 @@ async fn ask(upstream: &Upstream, endpoint: &Arc<Endpoint>, rule: &Health) -> Re
             Connection::shared(place, endpoint, false)
         }
     };
+    Some(look(connection, upstream, rule, deadline).await)
+}
+
+/// Asks, and judges the answer.
+async fn look(
+    mut connection: Connection,
+    upstream: &Upstream,
+    rule: &Health,
+    deadline: Instant,
+) -> Result<(), String> {
     let mut request = Request::new(Body::empty());
     *request.uri_mut() = rule
         .path

@@ -392,7 +392,9 @@ impl Upstream {
 
     fn unreachable(&self, endpoint: &Endpoint, error: ConnectError) -> Error {
         self.meters.failures.increment(1);
-        self.failed(endpoint);
+        if error.blames_peer() {
+            self.failed(endpoint);
+        }
         error.detailed(&self.name, endpoint.address)
     }
 
