@@ -40,9 +40,9 @@ pub const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 const HALF_HEAD: Duration = Duration::from_secs(1);
 /// After we close, how long a caller that still sends is read, so that it sees our answer and not a reset
 /// (RFC 9112 section 9.6).
-const LINGER: Duration = Duration::from_millis(500);
-/// Bytes read while lingering.
-const LINGER_BYTES: usize = 16 << 20;
+const LINGER: Duration = Duration::from_secs(5);
+/// How long a caller that is read after our close may send nothing.
+const LINGER_QUIET: Duration = Duration::from_millis(500);
 
 /// A door's settings and what its calls are handed to.
 pub struct Door {
@@ -165,19 +165,15 @@ async fn first_bytes(io: &mut Patient, mut guard: Guard) -> Option<bool> {
     }
 }
 
-/// Closes our half, then reads what still comes for a while.
+/// Closes our half, then reads what still comes for a while. However much that is: a caller in the middle of a large body
+/// may look for an answer only when all of it is sent.
 async fn linger(mut socket: Socket) {
     let read_on = async {
         socket.shutdown().await?;
-        let mut scrap = [0; 4096];
-        let mut left = LINGER_BYTES;
-        loop {
-            let read = socket.read(&mut scrap).await?;
-            left = left.saturating_sub(read);
-            if read == 0 || left == 0 {
-                return Ok::<(), std::io::Error>(());
-            }
-        }
+        // Not in the future, which each open connection has the room of.
+        let mut scrap = vec![0; 16 << 10];
+        while timeout(LINGER_QUIET, socket.read(&mut scrap)).await?? > 0 {}
+        Ok::<(), std::io::Error>(())
     };
     // Neither a timeout nor an error matters any more: the call is over.
     let _over = timeout(LINGER, read_on).await;
