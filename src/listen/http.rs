@@ -15,13 +15,14 @@ use http::header::UPGRADE;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::Service as HyperService;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use metrics::Gauge;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep, timeout};
 use tower::Service;
 
+use super::head_timer::HeadTimer;
 use super::patient::Patient;
 use super::{http2, tunnel};
 use crate::body::Body;
@@ -108,8 +109,9 @@ impl Door {
     async fn serve_http1(&self, io: Patient, calls: Calls, mut guard: Guard) {
         let seen = Arc::clone(&calls.seen);
         // `max_headers` is left at its default of 100: set, it costs an allocation a call.
+        let (mut head_timer, timers) = HeadTimer::new(self.head_timeout);
         let mut connection = http1::Builder::new()
-            .timer(TokioTimer::new())
+            .timer(timers)
             .header_read_timeout(self.head_timeout)
             .max_header_size(self.head_max)
             // hyper takes no less than 8 KiB.
@@ -127,6 +129,7 @@ impl Door {
                     Pin::new(&mut connection).graceful_shutdown();
                     patience = Some(Box::pin(sleep(HALF_HEAD)));
                 }
+                head_timer.look(cx);
                 let ended = connection.poll_without_shutdown(cx);
                 // hyper waits for the rest of a first head that began; the whole drain would wait with it.
                 match &mut patience {

@@ -2,6 +2,7 @@
 //! [`Handler`](crate::service::Handler).
 
 pub mod head;
+mod head_timer;
 pub mod http;
 mod http2;
 mod patient;
