@@ -158,6 +158,9 @@ fn one_spelling(target: &str) -> Result<Cow<'_, str>, Error> {
         let detail = "the request target is over 8192 bytes";
         return Err(Error::new(Kind::TargetTooLong, detail));
     }
+    if is_plain(target) {
+        return Ok(Cow::Borrowed(target));
+    }
     let (path, query) = target
         .split_once('?')
         .map_or((target, None), |(path, query)| (path, Some(query)));
@@ -179,6 +182,20 @@ fn one_spelling(target: &str) -> Result<Cow<'_, str>, Error> {
         (Cow::Owned(path), None) => Cow::Owned(path),
         (Cow::Owned(path), Some(query)) => Cow::Owned(format!("{path}?{query}")),
     })
+}
+
+/// Whether nothing in the path could have a second spelling, as in most calls: one look at each byte.
+fn is_plain(target: &str) -> bool {
+    let mut before = b'/';
+    for byte in target.bytes() {
+        match byte {
+            b'?' => break,
+            b'%' | b'\\' | b'#' => return false,
+            b'.' if before == b'/' => return false,
+            _ => before = byte,
+        }
+    }
+    true
 }
 
 fn resolve_escapes(path: &str) -> Result<String, Error> {

@@ -65,7 +65,10 @@ impl Text {
 
     /// Adds a time in milliseconds, to a hundredth.
     pub fn push_millis(&mut self, time: Duration) {
-        let hundredths = u64::try_from(time.as_micros() / 10).unwrap_or(u64::MAX);
+        let hundredths = time
+            .as_secs()
+            .saturating_mul(100_000)
+            .saturating_add(u64::from(time.subsec_micros() / 10));
         self.push_number(hundredths / 100);
         let digits = [
             b'0' + (hundredths / 10 % 10) as u8,

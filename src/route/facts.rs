@@ -42,10 +42,10 @@ impl<'a> Facts<'a> {
 
 /// The host of a Host header, in lower case and without its port.
 pub fn bare_host(host: &str) -> Cow<'_, str> {
-    let bare = match host.rsplit_once(':') {
-        Some((bare, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => bare,
-        _ => host,
-    };
+    let digits = host.bytes().rev().take_while(u8::is_ascii_digit).count();
+    let bare = host[..host.len() - digits]
+        .strip_suffix(':')
+        .unwrap_or(host);
     if bare.bytes().any(|byte| byte.is_ascii_uppercase()) {
         Cow::Owned(bare.to_ascii_lowercase())
     } else {

@@ -81,7 +81,7 @@ impl Counted {
     fn wrote(&self, written: io::Result<usize>, offered: usize) -> io::Result<usize> {
         match written {
             Ok(bytes) => {
-                self.traffic.written.fetch_add(bytes as u64, Relaxed);
+                add(&self.traffic.written, bytes);
                 Ok(bytes)
             }
             Err(error) if closed_there(&error) => {
@@ -106,7 +106,7 @@ impl AsyncRead for Counted {
         }
         read?;
         let bytes = into.filled().len() - before;
-        self.traffic.read.fetch_add(bytes as u64, Relaxed);
+        add(&self.traffic.read, bytes);
         Poll::Ready(Ok(()))
     }
 }
@@ -151,6 +151,11 @@ impl AsyncWrite for Counted {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.socket).poll_shutdown(cx)
     }
+}
+
+/// Not one locked step: only the connection's own task writes.
+fn add(counter: &AtomicU64, bytes: usize) {
+    counter.store(counter.load(Relaxed) + bytes as u64, Relaxed);
 }
 
 fn closed_there(error: &io::Error) -> bool {
