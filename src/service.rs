@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use http::header::CONTENT_TYPE;
-use metrics::{Gauge, Histogram};
+use metrics::Histogram;
 use tokio::time::Instant;
 use tower::util::BoxCloneSyncService;
 
@@ -158,17 +158,15 @@ pub struct Gate {
     max: usize,
     now: AtomicUsize,
     entered: AtomicU64,
-    gauge: Gauge,
 }
 
 impl Gate {
     /// Makes a gate for `max` calls at a time.
-    pub fn new(max: usize, gauge: Gauge) -> Arc<Self> {
+    pub fn new(max: usize) -> Arc<Self> {
         Arc::new(Self {
             max,
             now: AtomicUsize::new(0),
             entered: AtomicU64::new(0),
-            gauge,
         })
     }
 
@@ -179,7 +177,6 @@ impl Gate {
             return None;
         }
         self.entered.fetch_add(1, Relaxed);
-        self.gauge.increment(1.0);
         Some(Permit {
             gate: Arc::clone(self),
         })
@@ -204,7 +201,6 @@ impl Gate {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.gate.now.fetch_sub(1, AcqRel);
-        self.gate.gauge.decrement(1.0);
     }
 }
 

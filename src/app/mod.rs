@@ -142,10 +142,11 @@ impl Sidecar {
         let live = Live::build(Arc::clone(&config), &parts, None).await?;
         let live = Arc::new(ArcSwap::from_pointee(live));
         let gate = |door| {
-            Gate::new(
-                config.limits.in_flight,
-                metrics.gauge(&names::IN_FLIGHT, &[("door", door)]),
-            )
+            let gate = Gate::new(config.limits.in_flight);
+            let inside = Arc::clone(&gate);
+            let read = move || inside.inside() as f64;
+            metrics.watch(&names::IN_FLIGHT, &[("door", door)], read);
+            gate
         };
         let mut sidecar = Self {
             addresses,
@@ -193,7 +194,7 @@ impl Sidecar {
             let keeper = self.keeper(config, "outbound", &self.outbound_gate, &parts.unrouted);
             let handler = stack::stack(keeper, move |call: Box<Call>| {
                 let door = Arc::clone(&door);
-                async move { Ok(door.call(call).await) }
+                async move { door.call(call).await }
             });
             self.accept(config, listener, "outbound", handler);
         }
@@ -202,7 +203,7 @@ impl Sidecar {
             let keeper = self.keeper(config, "inbound", &inbound_gate, &door.unrouted);
             let handler = stack::stack(keeper, move |call: Box<Call>| {
                 let door = Arc::clone(&door);
-                async move { Ok(door.call(call).await) }
+                async move { door.call(call).await }
             });
             self.accept(config, listener, "inbound", handler);
         }

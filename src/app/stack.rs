@@ -5,19 +5,20 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::{Method, Uri};
 use metrics::Counter;
-use tower::layer::Layer;
+use tokio::time::Instant;
 use tower::util::BoxCloneSyncService;
-use tower::{Service, ServiceBuilder, service_fn};
+use tower::{Service, service_fn};
 
 use crate::error::{Error, Kind};
 use crate::lifecycle;
 use crate::listen::head;
 use crate::reply::{headers, rescue};
 use crate::service::{Call, Gate, Handler, Meters, Outcome, Response};
+use crate::telemetry::trace::Trace;
 
 /// Bytes of one call's future, all layers and the pattern together.
 const FUTURE_MAX: usize = 3200;
@@ -47,34 +48,35 @@ struct Answered {
 pub(super) fn stack<D, F>(keeper: Keeper, dispatch: D) -> Handler
 where
     D: Fn(Box<Call>) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = Result<Outcome, Infallible>> + Send + 'static,
+    F: Future<Output = Outcome> + Send + 'static,
 {
     let keeper = Arc::new(keeper);
-    let (observing, rescuing, catching, admitting) = (
-        Arc::clone(&keeper),
-        Arc::clone(&keeper),
-        Arc::clone(&keeper),
-        keeper,
-    );
-    let stack = ServiceBuilder::new()
-        // Outermost, so that it counts every answer, also those made below it.
-        .layer(Around(move |inner, call| {
-            observe(Arc::clone(&observing), inner, call)
-        }))
-        // Every error below becomes a response here, and nowhere else.
-        .layer(Around(move |inner, call| {
-            answer(Arc::clone(&rescuing), inner, call)
-        }))
-        // A defect costs one call, not the connection's others.
-        .layer(Around(move |inner, call| {
-            catch(Arc::clone(&catching), inner, call)
-        }))
-        // Innermost: a refusal for overload must be cheap, yet counted and answered like the others.
-        .layer(Around(move |inner, call| {
-            admit(Arc::clone(&admitting), inner, call)
-        }))
-        .service(service_fn(dispatch));
-    boxed(stack)
+    boxed(service_fn(move |call| {
+        pass(Arc::clone(&keeper), dispatch.clone(), call)
+    }))
+}
+
+/// The layers, innermost first. Plain steps that share what they need: a service for each would be cloned for each call.
+async fn pass<D, F>(
+    keeper: Arc<Keeper>,
+    dispatch: D,
+    call: Box<Call>,
+) -> Result<Response, Infallible>
+where
+    D: Fn(Box<Call>) -> F,
+    F: Future<Output = Outcome>,
+{
+    let seen = Seen::of(&call);
+    // Innermost, `admit`: a refusal for overload must be cheap, yet counted and answered like the others.
+    // Around it, `catch`: a defect costs one call, not the connection's others.
+    let outcome = match lifecycle::catch(admit(&keeper, call, dispatch)).await {
+        Ok(outcome) => outcome,
+        Err(panic) => panicked(&keeper, panic),
+    };
+    // Every error from below becomes a response here, and nowhere else.
+    let answered = answer(&keeper, &seen, outcome);
+    // Outermost, so that it counts every answer, also those made below it.
+    Ok(observe(&keeper, &seen, answered))
 }
 
 /// Boxes the stack. Its future is made, moved and freed once a call: a large one costs more than everything the layers
@@ -98,23 +100,35 @@ fn shown(path: &str) -> &str {
     }
 }
 
-async fn observe<S>(
-    keeper: Arc<Keeper>,
-    mut inner: S,
-    call: Box<Call>,
-) -> Result<Response, Infallible>
-where
-    S: Service<Box<Call>, Response = Answered, Error = Infallible>,
-{
-    let (started, trace) = (call.started, call.trace.clone());
-    let (method, uri) = (call.request.method().clone(), call.request.uri().clone());
+/// What is told of a call when it is over.
+struct Seen {
+    started: Instant,
+    trace: Trace,
+    grpc: bool,
+    method: Method,
+    uri: Uri,
+}
+
+impl Seen {
+    fn of(call: &Call) -> Self {
+        Self {
+            started: call.started,
+            trace: call.trace.clone(),
+            grpc: call.grpc,
+            method: call.request.method().clone(),
+            uri: call.request.uri().clone(),
+        }
+    }
+}
+
+fn observe(keeper: &Keeper, seen: &Seen, answered: Answered) -> Response {
     let Answered {
         mut response,
         refused,
         meters,
-    } = inner.call(call).await?;
+    } = answered;
     headers::set_pattern(response.headers_mut(), meters.pattern);
-    let took = started.elapsed();
+    let took = seen.started.elapsed();
     meters.seconds.record(took);
     match &refused {
         Some(error) => meters.outcomes.refused(error.kind()),
@@ -129,13 +143,13 @@ where
             door = keeper.door,
             route = meters.route,
             pattern = meters.pattern,
-            %method,
-            path = shown(uri.path()),
+            method = %seen.method,
+            path = shown(seen.uri.path()),
             status = response.status().as_u16(),
             reason,
             error,
             ms = took.as_millis() as u64,
-            trace = trace.id(),
+            trace = seen.trace.id(),
             "call failed"
         );
     } else {
@@ -143,38 +157,29 @@ where
             door = keeper.door,
             route = meters.route,
             pattern = meters.pattern,
-            %method,
-            path = shown(uri.path()),
+            method = %seen.method,
+            path = shown(seen.uri.path()),
             status = response.status().as_u16(),
             ms = took.as_millis() as u64,
-            trace = trace.id(),
+            trace = seen.trace.id(),
             "call"
         );
     }
-    Ok(response)
+    response
 }
 
-async fn answer<S>(
-    keeper: Arc<Keeper>,
-    mut inner: S,
-    call: Box<Call>,
-) -> Result<Answered, Infallible>
-where
-    S: Service<Box<Call>, Response = Outcome, Error = Infallible>,
-{
-    let trace = call.trace.clone();
-    let grpc = call.grpc;
-    let Outcome { result, meters } = inner.call(call).await?;
-    Ok(match result {
+fn answer(keeper: &Keeper, seen: &Seen, outcome: Outcome) -> Answered {
+    let Outcome { result, meters } = outcome;
+    match result {
         Ok(response) => Answered {
             response,
             refused: None,
             meters,
         },
         Err(error) => {
-            let response = match grpc {
+            let response = match seen.grpc {
                 true => rescue::respond_grpc(&error, &keeper.who),
-                false => rescue::respond(&error, &keeper.who, trace.id()),
+                false => rescue::respond(&error, &keeper.who, seen.trace.id()),
             };
             Answered {
                 response,
@@ -182,86 +187,37 @@ where
                 meters,
             }
         }
-    })
-}
-
-async fn catch<S>(keeper: Arc<Keeper>, mut inner: S, call: Box<Call>) -> Result<Outcome, Infallible>
-where
-    S: Service<Box<Call>, Response = Outcome, Error = Infallible>,
-{
-    match lifecycle::catch(inner.call(call)).await {
-        Ok(outcome) => outcome,
-        Err(panic) => {
-            keeper.panics.increment(1);
-            let error = Error::new(Kind::Internal, "a fault of this sidecar").because(panic);
-            Ok(Outcome {
-                result: Err(error),
-                meters: Arc::clone(&keeper.unrouted),
-            })
-        }
     }
 }
 
-async fn admit<S>(
-    keeper: Arc<Keeper>,
-    mut inner: S,
+fn panicked(keeper: &Keeper, panic: String) -> Outcome {
+    keeper.panics.increment(1);
+    let error = Error::new(Kind::Internal, "a fault of this sidecar").because(panic);
+    Outcome {
+        result: Err(error),
+        meters: Arc::clone(&keeper.unrouted),
+    }
+}
+
+async fn admit<F>(
+    keeper: &Keeper,
     mut call: Box<Call>,
-) -> Result<Outcome, Infallible>
+    dispatch: impl FnOnce(Box<Call>) -> F,
+) -> Outcome
 where
-    S: Service<Box<Call>, Response = Outcome, Error = Infallible>,
+    F: Future<Output = Outcome>,
 {
     call.permit = keeper.gate.enter();
     if call.permit.is_some() {
-        return inner.call(call).await;
+        return dispatch(call).await;
     }
     let detail = format!(
         "{} calls are in flight, as many as this door takes",
         keeper.gate.max()
     );
     let error = Error::new(Kind::Overloaded, detail).after(Duration::from_secs(1));
-    Ok(Outcome {
+    Outcome {
         result: Err(error),
         meters: Arc::clone(&keeper.unrouted),
-    })
-}
-
-/// A layer made of an async function that gets the inner service and the call.
-#[derive(Clone)]
-struct Around<F>(F);
-
-#[derive(Clone)]
-struct Wrapped<S, F> {
-    inner: S,
-    run: F,
-}
-
-impl<S, F: Clone> Layer<S> for Around<F> {
-    type Service = Wrapped<S, F>;
-
-    fn layer(&self, inner: S) -> Self::Service {
-        Wrapped {
-            inner,
-            run: self.0.clone(),
-        }
-    }
-}
-
-impl<S, F, R, Fut> Service<Box<Call>> for Wrapped<S, F>
-where
-    S: Clone,
-    F: Fn(S, Box<Call>) -> Fut,
-    Fut: Future<Output = Result<R, Infallible>>,
-{
-    type Response = R;
-    type Error = Infallible;
-    type Future = Fut;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // Always ready: limits are kept by `admit`, which answers instead of making the caller wait.
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, call: Box<Call>) -> Fut {
-        (self.run)(self.inner.clone(), call)
     }
 }

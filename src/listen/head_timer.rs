@@ -33,6 +33,10 @@ impl Shared {
 #[derive(Debug)]
 pub(super) struct HeadTimers(Arc<Shared>);
 
+#[allow(
+    clippy::disallowed_types,
+    reason = "hyper names times so; they come from tokio's"
+)]
 impl Timer for HeadTimers {
     fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
         self.sleep_until(self.now() + duration)

@@ -2,7 +2,7 @@
 //!
 //! Each sidecar owns its recorder, so that several can live in one process (tests do that).
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use http::StatusCode;
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder};
@@ -21,7 +21,11 @@ const BUCKETS: [f64; 14] = [
 pub struct Metrics {
     recorder: Arc<PrometheusRecorder>,
     handle: PrometheusHandle,
+    looks: Arc<Mutex<Vec<Look>>>,
 }
+
+/// Brings one gauge up to date.
+type Look = Box<dyn Fn() + Send + Sync>;
 
 impl Metrics {
     /// Makes an empty recorder and describes every metric.
@@ -47,6 +51,7 @@ impl Metrics {
         let metrics = Self {
             recorder: Arc::new(recorder),
             handle,
+            looks: Arc::default(),
         };
         metrics
             .gauge(&names::BUILD, &[("version", env!("CARGO_PKG_VERSION"))])
@@ -71,8 +76,25 @@ impl Metrics {
             .register_histogram(&key(name, labels), &METADATA)
     }
 
+    /// Has a gauge read whenever somebody asks: kept with each call, it would cost every one of them.
+    pub fn watch(
+        &self,
+        name: &Name,
+        labels: &[(&'static str, &str)],
+        value: impl Fn() -> f64 + Send + Sync + 'static,
+    ) {
+        let gauge = self.gauge(name, labels);
+        let look = Box::new(move || gauge.set(value()));
+        self.lock().push(look);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Look>> {
+        self.looks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Writes everything in Prometheus' text format.
     pub fn render(&self) -> String {
+        self.lock().iter().for_each(|look| look());
         self.handle.render()
     }
 

@@ -114,8 +114,8 @@ impl<'a> Trip<'a> {
                 // Moved straight into what is sent: the loop's future would keep the space for it.
                 let head = pin!(connection.send(self.request(asked)?));
                 let (rule, service) = (self.rule, &self.upstream.name);
-                rule.head(service, (head, uploading.as_ref()), limit, timer.as_mut())
-                    .await
+                let times = (asked, limit, timer.as_mut());
+                rule.head(service, (head, uploading.as_ref()), times).await
             };
             match answered {
                 Ok(Ok(response)) => {
@@ -341,10 +341,9 @@ impl Forward {
         &self,
         service: &str,
         (mut head, uploading): (Pin<&mut F>, Option<&Sent>),
-        limit: Instant,
-        mut timer: Pin<&mut Sleep>,
+        (asked, limit, mut timer): (Instant, Instant, Pin<&mut Sleep>),
     ) -> Result<F::Output, Error> {
-        let mut until = limit.min(Instant::now() + self.timeouts.head);
+        let mut until = limit.min(asked + self.timeouts.head);
         loop {
             if let Some(ended) = within(timer.as_mut(), until, head.as_mut()).await {
                 return Ok(ended);
