@@ -21,7 +21,7 @@ use crate::reply::peers;
 use crate::route::{is_wanted, takes_method, takes_path};
 use crate::service::{Attended, Call, Meters, Outcome, Response};
 use crate::tls::Peer;
-use crate::upstream::Changes;
+use crate::upstream::{Changes, PeerState};
 
 /// The door of the app's own calls.
 pub(super) struct OutboundDoor {
@@ -101,7 +101,7 @@ impl OutboundDoor {
             .and_then(|accept| accept.to_str().ok())
             .is_some_and(|accept| accept.contains("text/event-stream"));
         match streams {
-            true => peers::stream(self.changes.listen(), states),
+            true => peers::stream(self.changes.listen(), states, PeerState::gone),
             false => peers::list(&states()),
         }
     }

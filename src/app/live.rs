@@ -13,7 +13,7 @@ use crate::config::model::{
 };
 use crate::error::{Error, Kind};
 use crate::pattern::forward::{Forward, Split};
-use crate::pattern::hop::Via;
+use crate::pattern::hop::{self, Via};
 use crate::pattern::publish::Publish;
 use crate::route::{Facts, Table, rewrite};
 use crate::service::{Attended, Call, Meters, Outcome, Response};
@@ -61,7 +61,7 @@ enum Action {
 struct Changed {
     forward: Forward,
     rewrite: Rewrite,
-    rate: Option<Rate>,
+    rate: Option<Arc<Rate>>,
     name: String,
 }
 
@@ -70,6 +70,11 @@ impl Changed {
         if let Some(rate) = &self.rate {
             rate.pass(&self.name)?;
         }
+        let set = |token: &str| {
+            let mut names = self.rewrite.set.iter().map(|(name, _)| name.as_str());
+            names.any(|name| name.eq_ignore_ascii_case(token))
+        };
+        hop::unlist(call.request.headers_mut(), set);
         rewrite::request(&self.rewrite, &mut call.request)?;
         let mut response = self.forward.call(call).await?;
         rewrite::answer(&self.rewrite, response.headers_mut());
@@ -95,7 +100,7 @@ impl Live {
                 let word = word(&route.pattern);
                 let action = match &route.pattern {
                     Pattern::Forward(rule) => {
-                        forward(&route.name, rule, &config, &services, parts)?
+                        forward((&route.name, rule), &config, &services, (parts, old))?
                     }
                     Pattern::Publish(rule) => {
                         Action::Publish(Box::new(publish(rule, &config, parts)?))
@@ -141,6 +146,16 @@ impl Live {
         Outcome { result, meters }
     }
 
+    /// The rate of a route that has one.
+    fn rate(&self, name: &str) -> Option<&Arc<Rate>> {
+        let mut routes = self.routes.iter();
+        let running = routes.find(|running| running.meters.route == name)?;
+        match &running.action {
+            Action::Changed(changed) => changed.rate.as_ref(),
+            _ => None,
+        }
+    }
+
     fn no_route(&self, facts: &Facts<'_>) -> Error {
         if facts.method == http::Method::CONNECT {
             let detail = "CONNECT is switched off; a route that names it in `methods` takes it";
@@ -157,11 +172,10 @@ impl Live {
 }
 
 fn forward(
-    name: &str,
-    rule: &ForwardRule,
+    (name, rule): (&str, &ForwardRule),
     config: &Config,
     services: &HashMap<String, Arc<Upstream>>,
-    parts: &Parts,
+    (parts, old): (&Parts, Option<&Live>),
 ) -> Result<Action, Error> {
     let shares = rule.to.iter().map(|(service, weight)| {
         let service = &config.services[service.0].name;
@@ -183,7 +197,9 @@ fn forward(
     Ok(Action::Changed(Box::new(Changed {
         forward,
         rewrite: rule.rewrite.clone(),
-        rate: rule.rate.map(Rate::new),
+        rate: rule
+            .rate
+            .map(|rule| Rate::after(rule, old.and_then(|old| old.rate(name)))),
         name: format!("the route {name}"),
     })))
 }
@@ -227,10 +243,12 @@ async fn services(
             }
             None => {
                 let (service, shared) = (service.clone(), parts.upstream.clone());
+                let before = old.and_then(|old| old.services.get(&service.name).cloned());
                 let connector = connector(&service, parts);
                 starting.spawn(async move {
                     let name = service.name.clone();
-                    let upstream = Upstream::start(service, PEER_IDLE, connector, &shared).await;
+                    let how = (PEER_IDLE, connector);
+                    let upstream = Upstream::start(service, how, &shared, before.as_deref()).await;
                     (name, upstream)
                 });
             }
@@ -252,7 +270,7 @@ pub(crate) fn word(pattern: &Pattern) -> &'static str {
 /// The way to the app: never repeated once sent, since the caller's sidecar repeats, and one hop that does is enough.
 pub(crate) async fn to_app(address: &Address, via: Via, parts: &Parts) -> Forward {
     let rule = upstream::plain("app", address, Protocol::Auto);
-    let upstream = Upstream::start(rule, APP_IDLE, None, &parts.upstream).await;
+    let upstream = Upstream::start(rule, (APP_IDLE, None), &parts.upstream, None).await;
     let connect = Duration::from_secs(1);
     let backoff = crate::config::model::Backoff {
         first: Duration::ZERO,

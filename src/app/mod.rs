@@ -377,6 +377,7 @@ impl Sidecar {
         );
         let last = deadline - OUTBOUND_LAST.min(within / 4);
         self.wait_for_quiet(last).await;
+        self.parts.upstream.changes.end();
         self.drains.outbound.begin(deadline);
         note(
             self.drains.outbound.finished(deadline).await,

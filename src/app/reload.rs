@@ -128,6 +128,11 @@ impl Sidecar {
             self.live.store(old);
             return Err(error.to_string());
         }
+        let services = &self.live.load().services;
+        let gone = old.services.iter();
+        gone.filter(|(name, _)| !services.contains_key(*name))
+            .for_each(|(_, upstream)| upstream.retire());
+        self.parts.upstream.changes.tell();
         Ok(Reloaded::Swapped)
     }
 }

@@ -28,14 +28,21 @@ pub fn of(headers: &mut HeaderMap, started: Instant, whole: Duration) -> Instant
     {
         return started + whole;
     }
-    let grpc = headers.remove(GRPC_TIMEOUT);
-    let ours = headers.remove(TIMEOUT);
-    let said = [
-        grpc.as_ref().and_then(grpc_timeout),
-        ours.as_ref().and_then(milliseconds),
-    ];
-    let shortest = said.into_iter().flatten().fold(whole, Duration::min);
+    let grpc = headers.get_all(GRPC_TIMEOUT).iter();
+    let ours = headers.get_all(TIMEOUT).iter();
+    let said = grpc
+        .filter_map(grpc_timeout)
+        .chain(ours.filter_map(milliseconds));
+    let shortest = said.fold(whole, Duration::min);
+    headers.remove(GRPC_TIMEOUT);
+    headers.remove(TIMEOUT);
     started + shortest
+}
+
+/// Whether there is time left `now` that a next hop could be told of, which is a whole millisecond: a call whose time is
+/// over must not be run.
+pub fn is_over(now: Instant, deadline: Instant) -> bool {
+    deadline.saturating_duration_since(now) < Duration::from_millis(1)
 }
 
 /// Tells the next hop how much time is left `now`.
@@ -45,7 +52,7 @@ pub fn tell(headers: &mut HeaderMap, grpc: bool, now: Instant, deadline: Instant
         return;
     }
     let mut text = Text::default();
-    text.push_number(u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1));
+    text.push_number(u64::try_from(left.as_millis()).unwrap_or(u64::MAX));
     let name = match grpc {
         true => {
             // At most eight digits by its grammar, which an hour in milliseconds has not.
@@ -134,6 +141,11 @@ mod tests {
         for wrong in ["", "1s", "-1", "1.5", "99999999999999999999999"] {
             check("wayside-timeout", wrong, 15_000);
         }
+        let mut headers = HeaderMap::new();
+        headers.append(TIMEOUT, HeaderValue::from_static("9000"));
+        headers.append(TIMEOUT, HeaderValue::from_static("10"));
+        let shortest = Instant::now() + Duration::from_millis(10);
+        assert_eq!(of(&mut headers, Instant::now(), whole), shortest);
         check("grpc-timeout", "2S", 2_000);
         check("grpc-timeout", "20m", 20);
         check("grpc-timeout", "5000u", 5);

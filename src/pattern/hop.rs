@@ -233,6 +233,30 @@ fn strip(headers: &mut HeaderMap, found: u16) -> Result<(), Error> {
     Ok(())
 }
 
+/// Takes names off the Connection lines, so that these headers do not end at this hop: what a route sets is not the
+/// caller's to list away.
+pub fn unlist(headers: &mut HeaderMap, ours: impl Fn(&str) -> bool) {
+    if !headers.contains_key(CONNECTION) {
+        return;
+    }
+    let kept: Vec<HeaderValue> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|line| {
+            let Ok(text) = line.to_str() else {
+                return Some(line.clone());
+            };
+            let tokens = text.split(',').map(str::trim);
+            let tokens: Vec<&str> = tokens.filter(|token| !ours(token)).collect();
+            HeaderValue::from_str(&tokens.join(", ")).ok()
+        })
+        .collect();
+    headers.remove(CONNECTION);
+    for line in kept {
+        headers.append(CONNECTION, line);
+    }
+}
+
 /// What the Connection lines list, all lines read. Names that steer the call or identify somebody can not be listed
 /// away: that is how hop-by-hop headers are abused.
 fn nominated(headers: &HeaderMap) -> Result<Vec<HeaderName>, Error> {

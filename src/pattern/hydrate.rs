@@ -22,7 +22,7 @@ use crate::reply::headers::REPR_DIGEST;
 use crate::service::{Request, Response};
 use crate::telemetry::metrics::{Metrics, Outcomes};
 use crate::telemetry::names;
-use crate::upstream::{Endpoint, Upstream, Version};
+use crate::upstream::{Endpoint, Upstream, Version, Wait};
 
 /// How long one claim may take, all addresses together; each has a share of it to begin its answer.
 const FETCH: Duration = Duration::from_secs(5);
@@ -211,12 +211,7 @@ impl Hydrate {
             request.headers_mut().insert(HOST, host);
         }
         let mut connection = upstream
-            .connection(
-                endpoint,
-                (Version::One, false),
-                Instant::now(),
-                limits.connect()?,
-            )
+            .connection(endpoint, (Version::One, false), limits.connect()?)
             .await?;
         let answer = timeout_at(limits.head, connection.send(request))
             .await
@@ -289,12 +284,12 @@ impl Limits {
     ///
     /// # Errors
     /// [`Kind::Deadline`] if the time is up already: an address that was not tried is not one that is away.
-    fn connect(self) -> Result<Instant, Error> {
+    fn connect(self) -> Result<Wait, Error> {
         let now = Instant::now();
         if now >= self.head {
             return Err(slow());
         }
-        Ok(self.head.min(now + CONNECT))
+        Ok(Wait::new(now, CONNECT, self.head))
     }
 }
 
@@ -376,7 +371,7 @@ mod tests {
     async fn an_address_that_nobody_had_time_to_try_is_not_called_unreachable() {
         let deadline = Instant::now() + Duration::from_secs(5);
         let limits = Limits::shared(deadline, 1);
-        assert_eq!(limits.connect().unwrap(), Instant::now() + CONNECT);
+        assert_eq!(limits.connect().unwrap().until, Instant::now() + CONNECT);
         tokio::time::advance(Duration::from_secs(5)).await;
         let limits = Limits::shared(deadline, 1);
         assert_eq!(limits.connect().unwrap_err().kind(), Kind::Deadline);

@@ -43,7 +43,7 @@ pub(super) struct Held {
     pub(super) sent: Option<Sent>,
     pub(super) upstream: Arc<Upstream>,
     pub(super) trace: Trace,
-    pub(super) _open: Open,
+    pub(super) open: Open,
     pub(super) _permit: Option<Permit>,
     pub(super) _place: Place,
 }
@@ -62,7 +62,7 @@ impl Held {
     fn cut(&self, error: &Error) {
         self.upstream.cut();
         if let (Kind::Reset, Some(connection)) = (error.kind(), &self.connection) {
-            self.upstream.failed(connection.endpoint());
+            self.upstream.failed(connection.endpoint(), self.open.began);
         }
         let (service, trace) = (&self.upstream.name, self.trace.id());
         tracing::warn!(service, %error, trace, "an answer was cut short");

@@ -35,8 +35,11 @@ pub fn list<T: Serialize>(states: &[T]) -> Response {
     response
 }
 
-/// Answers with an event for every state, and with one more whenever one has changed.
-pub fn stream<T, F>(changes: watch::Receiver<()>, states: F) -> Response
+/// What is left to say of a state that was told and is not among those of now any more; `None` for one that is.
+pub type Gone<T> = fn(&T, &[T]) -> Option<T>;
+
+/// Answers with an event for every state, and with one more whenever one has changed, until `changes` is `true`.
+pub fn stream<T, F>(changes: watch::Receiver<bool>, states: F, gone: Gone<T>) -> Response
 where
     T: Serialize + PartialEq + Send + 'static,
     F: Fn() -> Vec<T> + Send + 'static,
@@ -49,15 +52,15 @@ where
     crate::lifecycle::spawn(
         &tokio::runtime::Handle::current(),
         "peers",
-        tell(changes, states, sender),
+        tell(changes, (states, gone), sender),
     );
     response
 }
 
 /// Tells of changes until the listener is gone.
 async fn tell<T, F>(
-    mut changes: watch::Receiver<()>,
-    states: F,
+    mut changes: watch::Receiver<bool>,
+    (states, gone): (F, Gone<T>),
     sender: tokio::sync::mpsc::Sender<Bytes>,
 ) where
     T: Serialize + PartialEq + Send + 'static,
@@ -65,9 +68,15 @@ async fn tell<T, F>(
 {
     let mut told: Vec<T> = Vec::new();
     loop {
-        changes.mark_unchanged();
+        // The sidecar stops: the listener's app finds its peers anew with the next one.
+        if *changes.borrow_and_update() {
+            return;
+        }
         let now = states();
         let mut text = String::new();
+        for gone in told.iter().filter_map(|state| gone(state, &now)) {
+            event(&mut text, "peer", &gone);
+        }
         for state in now.iter().filter(|state| !told.contains(state)) {
             event(&mut text, "peer", state);
         }

@@ -13,7 +13,10 @@ use crate::service::Request;
 /// # Errors
 /// [`Kind::BadRequest`] for a path that is no longer one.
 pub fn request(rule: &Rewrite, request: &mut Request) -> Result<(), Error> {
-    if let Some(path) = &rule.path {
+    // `*` is no path but the whole service (RFC 9112 section 3.2.4).
+    if let Some(path) = &rule.path
+        && request.uri().path() != "*"
+    {
         let query = request.uri().query().map(|query| format!("?{query}"));
         let target = rewritten(path, request.uri().path()) + query.as_deref().unwrap_or("");
         let target = PathAndQuery::try_from(target).map_err(|cause| {

@@ -183,8 +183,11 @@ impl Endpoints {
             (Balance::LeastRequest, _) => self.of_two(usable, now, |load, _| load.open() as f64),
             _ => self.of_two(usable, now, Load::cost),
         };
-        // All that are left are out: to try one is better than to refuse.
-        found.or_else(|| self.of_two(|one| !tried.contains(&one.address), now, Load::cost))
+        // All that are left are out: to try one is better than to refuse, and better one that no health check finds ill.
+        let untried = |one: &&Arc<Endpoint>| !tried.contains(&one.address);
+        found
+            .or_else(|| self.of_two(|one| untried(one) && !one.breaker.is_ill(), now, Load::cost))
+            .or_else(|| self.of_two(untried, now, Load::cost))
     }
 
     fn next_in_turn(&self, usable: impl Fn(&&Arc<Endpoint>) -> bool) -> Option<&Arc<Endpoint>> {
@@ -267,6 +270,7 @@ pub(super) fn hash(bytes: &[u8]) -> u64 {
 mod tests {
     use super::*;
     use crate::config::model::{Ejection, HashOf};
+    use crate::upstream::breaker::Finding;
 
     const RULE: Ejection = Ejection {
         failures: 5,
@@ -342,7 +346,9 @@ mod tests {
                 .collect()
         };
         assert_eq!(ports(6), [1, 2, 3, 1, 2, 3]);
-        endpoints[1].breaker.eject(&RULE, Instant::now(), 0.0);
+        endpoints[1]
+            .breaker
+            .eject((&RULE, Finding::InARow(5)), Instant::now(), 0.0);
         assert!(!ports(6).contains(&2));
     }
 
@@ -372,12 +378,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_out_gets_one_probe_when_its_time_is_over_and_all_when_nothing_else_is_left() {
         let endpoints = endpoints(2, &Balance::PeakEwma);
-        endpoints[0].breaker.eject(&RULE, Instant::now(), 0.0);
+        endpoints[0]
+            .breaker
+            .eject((&RULE, Finding::InARow(5)), Instant::now(), 0.0);
         assert!((0..50).all(|_| chosen(&endpoints, &[]) == 2));
         tokio::time::advance(RULE.time).await;
         let probes = (0..50).filter(|_| chosen(&endpoints, &[]) == 1).count();
         assert_eq!(probes, 1);
-        endpoints[1].breaker.eject(&RULE, Instant::now(), 0.0);
+        endpoints[1]
+            .breaker
+            .eject((&RULE, Finding::InARow(5)), Instant::now(), 0.0);
         assert_ne!(chosen(&endpoints, &[]), 0);
     }
 }

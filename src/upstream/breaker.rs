@@ -2,7 +2,9 @@
 //!
 //! Two rules, as in Envoy's and linkerd's breakers together: so many failures in a row, or too small a share of successes
 //! over ten seconds. After a time that doubles each time, one single call probes; its success brings the address back.
-//! What fails on our own side (limits, a caller that breaks off) says nothing about an address and is never counted.
+//! What fails on our own side (limits, a caller that breaks off or has no time) says nothing about an address and is never
+//! counted. Nor does what became of a call that was under way when its address was put out: a hundred calls that break off
+//! at one moment are one reason to leave it alone, and an answer from before is none to trust it again.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -30,6 +32,8 @@ pub(super) struct Breaker {
     stamps: [AtomicU64; WINDOW],
     /// Milliseconds after `born` until which the address is out; 0: it is in.
     out_until: AtomicU64,
+    /// When it was put out last, in milliseconds after `born`.
+    out_since: AtomicU64,
     /// How often in a row it was put out.
     times: AtomicU32,
     /// When the probe began, in milliseconds after `born`; 0: there is none.
@@ -58,6 +62,8 @@ pub(super) enum Finding {
     InARow(u32),
     /// Such a share of successes, in percent.
     Rate(u32),
+    /// The probe of an address that is out.
+    Probe,
 }
 
 impl Breaker {
@@ -68,6 +74,7 @@ impl Breaker {
             buckets: Default::default(),
             stamps: Default::default(),
             out_until: AtomicU64::new(0),
+            out_since: AtomicU64::new(0),
             times: AtomicU32::new(0),
             probe: AtomicU64::new(0),
             ill: AtomicBool::new(false),
@@ -117,14 +124,14 @@ impl Breaker {
         self.ill.swap(ill, Relaxed) != ill
     }
 
-    /// An answer that does not blame the service. `true`: the address was out and is back.
-    pub(super) fn succeeded(&self, now: Instant) -> bool {
+    /// An answer, to a call that `began` then, that does not blame the service. `true`: the address was out and is back.
+    pub(super) fn succeeded(&self, began: Instant, now: Instant) -> bool {
         self.count(now, 1 << 32);
         // Most calls find zero: a load is cheaper than a store that takes the line from other cores.
         if self.in_a_row.load(Relaxed) != 0 {
             self.in_a_row.store(0, Relaxed);
         }
-        if self.out_until.load(Relaxed) == 0 {
+        if self.out_until.load(Relaxed) == 0 || self.millis(began) < self.out_since.load(Relaxed) {
             return false;
         }
         self.probe.store(0, Relaxed);
@@ -133,11 +140,18 @@ impl Breaker {
         self.out_until.swap(0, Relaxed) != 0
     }
 
-    /// A failure. What it means is for the caller to act on: it knows how many others are out.
-    pub(super) fn failed(&self, rule: &Ejection, now: Instant) -> Finding {
+    /// A failure of a call that `began` then. What it means is for the caller to act on: it knows how many others are out.
+    pub(super) fn failed(&self, rule: &Ejection, began: Instant, now: Instant) -> Finding {
         self.count(now, 1);
+        if self.is_out() {
+            let probe = self.probe.load(Relaxed);
+            return match probe != 0 && self.millis(began) >= probe {
+                true => Finding::Probe,
+                false => Finding::Fine,
+            };
+        }
         let in_a_row = self.in_a_row.fetch_add(1, Relaxed) + 1;
-        if in_a_row >= rule.failures || self.is_out() {
+        if in_a_row >= rule.failures {
             return Finding::InARow(in_a_row);
         }
         let (good, bad) = self.sums(now);
@@ -152,15 +166,32 @@ impl Breaker {
     }
 
     /// Leaves the address out; a probe that failed leaves it out for longer. `luck` in 0..1 spreads many sidecars' probes.
-    pub(super) fn eject(&self, rule: &Ejection, now: Instant, luck: f64) -> Duration {
+    /// `None`: another call has just done so.
+    pub(super) fn eject(
+        &self,
+        (rule, finding): (&Ejection, Finding),
+        now: Instant,
+        luck: f64,
+    ) -> Option<Duration> {
+        let first = match finding {
+            Finding::Probe => self.probe.swap(0, Relaxed) != 0,
+            _ => self
+                .out_until
+                .compare_exchange(0, u64::MAX, Relaxed, Relaxed)
+                .is_ok(),
+        };
+        if !first {
+            return None;
+        }
         let times = self.times.fetch_add(1, Relaxed).min(16);
         let time = rule.time.saturating_mul(1 << times).min(LONGEST);
-        let time = time.mul_f64(1.0 + luck.clamp(0.0, 1.0) / 2.0);
+        let time = time.mul_f64(1.0 + luck.clamp(0.0, 1.0) / 2.0).min(LONGEST);
         self.probe.store(0, Relaxed);
+        self.out_since.store(self.millis(now), Relaxed);
         self.in_a_row.store(0, Relaxed);
         let until = self.millis(now) + time.as_millis() as u64;
         self.out_until.store(until.max(1), Relaxed);
-        time
+        Some(time)
     }
 
     fn count(&self, now: Instant, what: u64) {
@@ -215,13 +246,13 @@ mod tests {
         let breaker = Breaker::new();
         let now = Instant::now();
         for _ in 0..4 {
-            assert_eq!(breaker.failed(&RULE, now), Finding::Fine);
+            assert_eq!(breaker.failed(&RULE, now, now), Finding::Fine);
         }
-        breaker.succeeded(now);
+        breaker.succeeded(now, now);
         for _ in 0..4 {
-            assert_eq!(breaker.failed(&RULE, now), Finding::Fine);
+            assert_eq!(breaker.failed(&RULE, now, now), Finding::Fine);
         }
-        assert_eq!(breaker.failed(&RULE, now), Finding::InARow(5));
+        assert_eq!(breaker.failed(&RULE, now, now), Finding::InARow(5));
     }
 
     #[tokio::test(start_paused = true)]
@@ -229,15 +260,15 @@ mod tests {
         let breaker = Breaker::new();
         let mut found = Vec::new();
         for _ in 0..12 {
-            breaker.succeeded(Instant::now());
-            found.push(breaker.failed(&RULE, Instant::now()));
+            breaker.succeeded(Instant::now(), Instant::now());
+            found.push(breaker.failed(&RULE, Instant::now(), Instant::now()));
             tokio::time::advance(Duration::from_millis(100)).await;
         }
         assert_eq!(found[..9], [Finding::Fine; 9], "too few samples");
         assert_eq!(found[9], Finding::Rate(50));
         tokio::time::advance(Duration::from_secs(11)).await;
         assert_eq!(
-            breaker.failed(&RULE, Instant::now()),
+            breaker.failed(&RULE, Instant::now(), Instant::now()),
             Finding::Fine,
             "what is over ten seconds old is forgotten"
         );
@@ -248,25 +279,67 @@ mod tests {
         let breaker = Breaker::new();
         let standing = || breaker.standing(Instant::now());
         assert_eq!(standing(), Standing::In);
-        assert_eq!(breaker.eject(&RULE, Instant::now(), 0.0), RULE.time);
+        let row = (&RULE, Finding::InARow(5));
+        assert_eq!(breaker.eject(row, Instant::now(), 0.0), Some(RULE.time));
+        assert_eq!(breaker.eject(row, Instant::now(), 0.0), None, "it is out");
         assert_eq!(standing(), Standing::Out);
         assert!(!breaker.claim(Instant::now()), "it is too early");
         tokio::time::advance(RULE.time).await;
         assert_eq!(standing(), Standing::Due);
         assert!(breaker.claim(Instant::now()), "the probe");
         assert!(!breaker.claim(Instant::now()), "there is one at a time");
-        assert_ne!(breaker.failed(&RULE, Instant::now()), Finding::Fine);
-        assert_eq!(breaker.eject(&RULE, Instant::now(), 0.0), RULE.time * 2);
+        let found = breaker.failed(&RULE, Instant::now(), Instant::now());
+        assert_eq!(found, Finding::Probe);
+        let longer = breaker.eject((&RULE, found), Instant::now(), 0.0);
+        assert_eq!(longer, Some(RULE.time * 2));
         tokio::time::advance(RULE.time * 2).await;
         assert!(breaker.claim(Instant::now()));
-        assert!(breaker.succeeded(Instant::now()));
+        assert!(breaker.succeeded(Instant::now(), Instant::now()));
         assert_eq!(standing(), Standing::In);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_began_before_an_address_was_put_out_neither_prolongs_that_nor_ends_it() {
+        let breaker = Breaker::new();
+        let before = Instant::now();
+        tokio::time::advance(Duration::from_millis(50)).await;
+        let row = (&RULE, Finding::InARow(5));
+        breaker.eject(row, Instant::now(), 0.0);
+        for _ in 0..80 {
+            let found = breaker.failed(&RULE, before, Instant::now());
+            assert_eq!(found, Finding::Fine);
+        }
+        assert!(!breaker.succeeded(before, Instant::now()));
+        tokio::time::advance(RULE.time).await;
+        assert!(breaker.claim(Instant::now()), "the probe");
+        assert_eq!(
+            breaker.failed(&RULE, before, Instant::now()),
+            Finding::Fine,
+            "a straggler is not the probe"
+        );
+        assert!(!breaker.succeeded(before, Instant::now()));
+        assert!(breaker.succeeded(Instant::now(), Instant::now()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_luck_makes_the_time_longer_than_the_longest() {
+        let breaker = Breaker::new();
+        let mut longest = Duration::ZERO;
+        let mut finding = Finding::InARow(5);
+        for _ in 0..12 {
+            let time = breaker.eject((&RULE, finding), Instant::now(), 1.0);
+            longest = longest.max(time.expect("it is the first"));
+            tokio::time::advance(LONGEST).await;
+            assert!(breaker.claim(Instant::now()));
+            finding = breaker.failed(&RULE, Instant::now(), Instant::now());
+        }
+        assert_eq!(longest, LONGEST);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_probe_that_says_nothing_is_followed_by_another() {
         let breaker = Breaker::new();
-        breaker.eject(&RULE, Instant::now(), 0.0);
+        breaker.eject((&RULE, Finding::InARow(5)), Instant::now(), 0.0);
         tokio::time::advance(RULE.time).await;
         assert!(breaker.claim(Instant::now()));
         tokio::time::advance(PROBE).await;

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use tokio::time::Instant;
+
 use super::balance::Load;
 use super::breaker::Breaker;
 use super::pool::Pool;
@@ -31,6 +33,11 @@ impl Endpoint {
             since: AtomicU64::new(unix_seconds()),
             why: Mutex::default(),
         })
+    }
+
+    /// Took at least this long, for a call that could not wait any longer: dear, but not to blame.
+    pub fn slow(&self, waited: std::time::Duration) {
+        self.load.answered(waited, Instant::now());
     }
 
     /// Draws fewer calls for a while: it said that it has too many, which is no fault.
@@ -65,25 +72,32 @@ impl Endpoint {
     }
 }
 
-fn unix_seconds() -> u64 {
+pub(super) fn unix_seconds() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())
 }
 
 /// Counts one call among those open at an address, until its last byte.
-pub struct Open(Arc<Endpoint>);
+pub struct Open {
+    endpoint: Arc<Endpoint>,
+    /// When the call began.
+    pub began: Instant,
+}
 
 impl Open {
     /// Begins a call.
-    pub fn at(endpoint: &Arc<Endpoint>) -> Self {
+    pub fn at(endpoint: &Arc<Endpoint>, began: Instant) -> Self {
         endpoint.load.begin();
-        Self(Arc::clone(endpoint))
+        Self {
+            endpoint: Arc::clone(endpoint),
+            began,
+        }
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.load.end();
+        self.endpoint.load.end();
     }
 }

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::model;
 use crate::error::{Error, Kind, Retry};
+use crate::lifecycle;
 
 /// Calls at a time.
 pub(super) struct Limit {
@@ -30,6 +32,27 @@ impl Limit {
             waiting: AtomicUsize::new(0),
             rule,
         }
+    }
+
+    /// Takes over from the limit that the service had until now: calls under way go on to count, in the same places.
+    pub(super) fn after(self, before: &Self) -> Self {
+        let (more, fewer) = (
+            self.rule.in_flight.saturating_sub(before.rule.in_flight),
+            before.rule.in_flight.saturating_sub(self.rule.in_flight),
+        );
+        let places = Arc::clone(&before.places);
+        places.add_permits(more);
+        let taken = fewer - places.forget_permits(fewer);
+        if let Ok(taken @ 1..) = u32::try_from(taken) {
+            // Those that calls have now go as these end, before anybody who waits later gets one.
+            let places = Arc::clone(&places);
+            lifecycle::spawn(&Handle::current(), "limit", async move {
+                if let Ok(held) = places.acquire_many_owned(taken).await {
+                    held.forget();
+                }
+            });
+        }
+        Self { places, ..self }
     }
 
     /// Takes a place, in the queue if there must be one.
@@ -75,6 +98,7 @@ impl Drop for Waiting<'_> {
 
 /// Calls a second with a burst, by the generic cell rate algorithm: one number, no timer, no lock.
 pub struct Rate {
+    rule: model::Rate,
     born: Instant,
     /// Nanoseconds between two calls.
     every: u64,
@@ -89,10 +113,20 @@ impl Rate {
     pub fn new(rule: model::Rate) -> Self {
         let every = (rule.per.as_nanos() as u64 / u64::from(rule.calls)).max(1);
         Self {
+            rule,
             born: Instant::now(),
             every,
             early: every.saturating_mul(u64::from(rule.burst.max(1)) - 1),
             due: AtomicU64::new(0),
+        }
+    }
+
+    /// Starts, or goes on with what is left of the burst where the rule is the one of `before`: a reload is no reason for
+    /// another burst.
+    pub fn after(rule: model::Rate, before: Option<&Arc<Self>>) -> Arc<Self> {
+        match before {
+            Some(before) if before.rule == rule => Arc::clone(before),
+            _ => Arc::new(Self::new(rule)),
         }
     }
 
@@ -103,10 +137,10 @@ impl Rate {
     pub fn pass(&self, whose: &str) -> Result<(), Error> {
         let now = self.born.elapsed().as_nanos() as u64;
         let passed = self.due.fetch_update(Relaxed, Relaxed, |due| {
-            (due <= now + self.early).then(|| due.max(now) + self.every)
+            (due <= now.saturating_add(self.early)).then(|| due.max(now).saturating_add(self.every))
         });
         let Err(due) = passed else { return Ok(()) };
-        let wait = Duration::from_nanos(due.saturating_sub(now + self.early));
+        let wait = Duration::from_nanos(due.saturating_sub(now.saturating_add(self.early)));
         let detail = format!("{whose} has had as many calls as its rate allows");
         Err(Error::new(Kind::RateLimited, detail).after(wait))
     }
@@ -136,6 +170,48 @@ mod tests {
             3,
             "a long silence saves up no more than the burst"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_largest_burst_is_one() {
+        let rate = Rate::new(model::Rate {
+            calls: 1,
+            per: Duration::from_secs(3600),
+            burst: u32::MAX,
+        });
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!((0..1000).all(|_| rate.pass("billing").is_ok()));
+    }
+
+    #[tokio::test]
+    async fn a_changed_limit_goes_on_to_count_the_calls_under_way() {
+        let limit = |in_flight| {
+            Limit::new(model::Limit {
+                in_flight,
+                queue: 0,
+                wait: Duration::from_secs(1),
+            })
+        };
+        let far = Instant::now() + Duration::from_secs(60);
+        let enters = async |limit: &Limit| limit.enter("billing", far).await.ok();
+        let three = limit(3);
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            held.push(enters(&three).await.expect("a place is free"));
+        }
+        let four = limit(4).after(&three);
+        held.push(enters(&four).await.expect("there is one more"));
+        assert!(enters(&four).await.is_none());
+        let two = limit(2).after(&four);
+        for left in [3, 2] {
+            held.pop();
+            tokio::task::yield_now().await;
+            assert!(enters(&two).await.is_none(), "{left} are under way");
+        }
+        held.pop();
+        tokio::task::yield_now().await;
+        held.push(enters(&two).await.expect("one of two is free"));
+        assert!(enters(&two).await.is_none());
     }
 
     #[tokio::test(start_paused = true)]

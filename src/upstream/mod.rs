@@ -63,7 +63,7 @@ pub struct Upstream {
     endpoints: ArcSwap<Endpoints>,
     budget: TpsBudget,
     limit: Option<Limit>,
-    rate: Option<Rate>,
+    rate: Option<Arc<Rate>>,
     shared: Shared,
     meters: Meters,
 }
@@ -92,6 +92,29 @@ pub enum RetryReason {
     Status,
     /// Sent on a connection that was idle and broke before a byte came back: it was closed at that moment.
     LostRace,
+}
+
+/// How long a connection may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Wait {
+    /// When it began.
+    pub began: Instant,
+    /// The end of it.
+    pub until: Instant,
+    /// That is most of the route's own time, not what a caller in a hurry or a queue has left of it: then the address is
+    /// to blame for it.
+    pub fair: bool,
+}
+
+impl Wait {
+    /// For at most `longest`, and not beyond `limit`.
+    pub fn new(began: Instant, longest: Duration, limit: Instant) -> Self {
+        Self {
+            began,
+            until: limit.min(began + longest),
+            fair: limit >= began + longest / 2,
+        }
+    }
 }
 
 /// What all upstreams of a sidecar share.
@@ -128,21 +151,28 @@ pub fn plain(name: &str, address: &Address, protocol: Protocol) -> Service {
 
 impl Upstream {
     /// Looks the addresses up once and keeps them fresh while the upstream lives. A name that does not resolve yet is
-    /// no error: calls get a 503 until it does.
+    /// no error: calls get a 503 until it does. `before` is the upstream whose place it takes, if there is one: the calls
+    /// that it let in still count.
     pub async fn start(
         rule: Service,
-        idle: Duration,
-        tls: Option<Connector>,
+        (idle, tls): (Duration, Option<Connector>),
         shared: &Shared,
+        before: Option<&Self>,
     ) -> Arc<Self> {
+        let limit = rule.limit.map(Limit::new);
+        let old_limit = before.and_then(|before| before.limit.as_ref());
+        let old_rate = before.and_then(|before| before.rate.as_ref());
         let upstream = Arc::new(Self {
             name: rule.name.clone(),
             idle,
             tls: tls.map(Arc::new),
             endpoints: ArcSwap::default(),
             budget: TpsBudget::new(BUDGET_WINDOW, BUDGET_FLOOR, BUDGET_SHARE),
-            limit: rule.limit.map(Limit::new),
-            rate: rule.rate.map(Rate::new),
+            limit: match (limit, old_limit) {
+                (Some(limit), Some(old)) => Some(limit.after(old)),
+                (limit, _) => limit,
+            },
+            rate: rule.rate.map(|rule| Rate::after(rule, old_rate)),
             meters: Meters::new(&shared.metrics, &rule.name),
             shared: shared.clone(),
             rule,
@@ -303,8 +333,7 @@ impl Upstream {
         &self,
         endpoint: &Arc<Endpoint>,
         (version, once): (Version, bool),
-        now: Instant,
-        deadline: Instant,
+        wait: Wait,
     ) -> Result<Connection, Error> {
         if version == Version::One {
             let longest = if once {
@@ -312,14 +341,14 @@ impl Upstream {
             } else {
                 self.idle
             };
-            if let Some(idle) = endpoint.pool.here().take(longest, now) {
-                return Ok(Connection::idle(idle, endpoint, self.idle, now));
+            if let Some(idle) = endpoint.pool.here().take(longest, wait.began) {
+                return Ok(Connection::idle(idle, endpoint, self.idle, wait.began));
             }
         } else if let Some(place) = endpoint.pool.here().join() {
             return Ok(Connection::shared(place, endpoint, true));
         }
         // Boxed: most calls find a connection, and this branch would double their future.
-        Box::pin(self.fresh_connection(endpoint, version, deadline)).await
+        Box::pin(self.fresh_connection(endpoint, version, wait)).await
     }
 
     /// Makes a connection to `endpoint` within `deadline`, whatever waits in the pool. Of HTTP/2 connections, one is made
@@ -331,22 +360,23 @@ impl Upstream {
         &self,
         endpoint: &Arc<Endpoint>,
         version: Version,
-        deadline: Instant,
+        wait: Wait,
     ) -> Result<Connection, Error> {
+        let failed = |error| self.unreachable(endpoint, error, wait);
         let making = match version {
             Version::One => None,
             Version::Two => {
-                let turn = timeout_at(deadline, endpoint.pool.here().making.acquire()).await;
+                let turn = timeout_at(wait.until, endpoint.pool.here().making.acquire()).await;
                 if let Some(place) = endpoint.pool.here().join() {
                     return Ok(Connection::shared(place, endpoint, false));
                 }
-                Some(turn.map_err(|_| self.unreachable(endpoint, ConnectError::TimedOut))?)
+                Some(turn.map_err(|_| failed(ConnectError::TimedOut))?)
             }
         };
         let traffic = Arc::new(Traffic::default());
-        let made = self.make(endpoint, version, &traffic, deadline).await;
+        let made = self.make(endpoint, version, &traffic, wait.until).await;
         drop(making);
-        match made.map_err(|error| self.unreachable(endpoint, error))? {
+        match made.map_err(failed)? {
             Sender::One(sender) => Ok(Connection::fresh(sender, traffic, endpoint, self.idle)),
             Sender::Two(sender, room) => {
                 let place = endpoint.pool.here().share(sender, room, traffic);
@@ -359,20 +389,16 @@ impl Upstream {
     ///
     /// # Errors
     /// [`Kind::Unreachable`] or [`Kind::TlsFailed`]; nothing was sent.
-    pub async fn socket(
-        &self,
-        endpoint: &Arc<Endpoint>,
-        deadline: Instant,
-    ) -> Result<Socket, Error> {
+    pub async fn socket(&self, endpoint: &Arc<Endpoint>, wait: Wait) -> Result<Socket, Error> {
         self.meters.connects.increment(1);
         connect::socket(
             endpoint.address,
             self.tls.as_deref(),
             Version::One,
-            deadline,
+            wait.until,
         )
         .await
-        .map_err(|error| self.unreachable(endpoint, error))
+        .map_err(|error| self.unreachable(endpoint, error, wait))
     }
 
     async fn make(
@@ -390,10 +416,11 @@ impl Upstream {
         connect::speak(counted, version).await
     }
 
-    fn unreachable(&self, endpoint: &Endpoint, error: ConnectError) -> Error {
+    fn unreachable(&self, endpoint: &Endpoint, error: ConnectError, wait: Wait) -> Error {
         self.meters.failures.increment(1);
-        if error.blames_peer() {
-            self.failed(endpoint);
+        let hurried = !wait.fair && matches!(error, ConnectError::TimedOut);
+        if error.blames_peer() && !hurried {
+            self.failed(endpoint, wait.began);
         }
         error.detailed(&self.name, endpoint.address)
     }
@@ -402,41 +429,49 @@ impl Upstream {
     pub fn answered(&self, endpoint: &Endpoint, latency: Duration, now: Instant, well: bool) {
         if !well {
             // A fast refusal must not attract more calls.
-            return self.failed(endpoint);
+            return self.failed(endpoint, now - latency);
         }
         endpoint.load.answered(latency, now);
-        if self.rule.ejection.is_some() && endpoint.breaker.succeeded(now) {
+        if self.rule.ejection.is_some() && endpoint.breaker.succeeded(now - latency, now) {
             self.changed(endpoint, "back");
         }
     }
 
-    /// Notes that `endpoint` failed a call: no connection, no answer, or one that blames it.
-    pub fn failed(&self, endpoint: &Endpoint) {
+    /// Notes that `endpoint` failed a call that `began` then: no connection, no answer, or one that blames it.
+    pub fn failed(&self, endpoint: &Endpoint, began: Instant) {
         endpoint.load.failed();
         let Some(rule) = &self.rule.ejection else {
             return;
         };
         let now = Instant::now();
-        let finding = endpoint.breaker.failed(rule, now);
+        let finding = endpoint.breaker.failed(rule, began, now);
         let reason = match finding {
             Finding::Fine => return,
             Finding::InARow(count) => format!("{count} failures in a row"),
             Finding::Rate(percent) => format!("only {percent} % of calls succeed"),
+            Finding::Probe => "the call that probed it failed".to_owned(),
         };
-        let endpoints = self.endpoints.load();
-        let out = endpoints
-            .iter()
-            .filter(|one| one.breaker.is_out() && one.address != endpoint.address)
-            .count();
-        // At most half: with everything out, everything would be tried again at once.
-        if (out + 1) * 2 > endpoints.len() {
+        if finding != Finding::Probe && !self.may_leave_out(endpoint) {
             return;
         }
-        let time = endpoint.breaker.eject(rule, now, fastrand::f64());
+        let ejected = endpoint
+            .breaker
+            .eject((rule, finding), now, fastrand::f64());
+        let Some(time) = ejected else { return };
         endpoint.note(reason);
         self.meters.ejections.increment(1);
         tracing::warn!(service = self.name, address = %endpoint.address, why = endpoint.why(), for_ms = time.as_millis() as u64, "address left out");
         self.changed(endpoint, "out");
+    }
+
+    /// Whether one more may be out. At most half, health checks included: with everything out, everything would be tried
+    /// again at once.
+    fn may_leave_out(&self, endpoint: &Endpoint) -> bool {
+        let endpoints = self.endpoints.load();
+        let others = endpoints
+            .iter()
+            .filter(|one| !one.is_up() && one.address != endpoint.address);
+        (others.count() + 1) * 2 <= endpoints.len()
     }
 
     /// Notes an answer that broke off.
@@ -459,6 +494,12 @@ impl Upstream {
         endpoint.stamp();
         self.count_ejected();
         self.shared.changes.tell();
+    }
+
+    /// Is no service any more: nobody shall take its addresses for those of one.
+    pub fn retire(&self) {
+        self.meters.addresses.set(0.0);
+        self.meters.ejected.set(0.0);
     }
 
     fn count_ejected(&self) {

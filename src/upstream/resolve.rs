@@ -211,7 +211,7 @@ mod tests {
         let mut rule = plain("billing", &address("nowhere.invalid"), Protocol::Auto);
         rule.addresses.push(address("127.0.0.2"));
         let mut names = Names::new(&rule.addresses);
-        let upstream = Upstream::start(rule, Duration::from_secs(1), None, &shared).await;
+        let upstream = Upstream::start(rule, (Duration::from_secs(1), None), &shared, None).await;
         let known = |host: [u8; 4]| SocketAddr::from((host, 80));
         names.0[0].answer = vec![known([127, 0, 0, 1])];
         names.refresh(&upstream).await;

@@ -158,6 +158,74 @@ async fn a_limit_on_our_side_is_no_fault_of_an_address() {
 }
 
 #[tokio::test]
+async fn a_caller_in_a_hurry_puts_no_address_out_for_the_others() {
+    let slow = App::by(|_| Answer::ok().after(Duration::from_millis(100))).await;
+    let other = App::by(|_| Answer::ok().after(Duration::from_millis(100))).await;
+    let sidecar = service(
+        &[slow.address, other.address],
+        "ejection: { failures: 2, time: 60s }",
+    )
+    .await;
+    for _ in 0..12 {
+        let call = post("billing", "/")
+            .header("wayside-timeout", "20")
+            .body("x");
+        assert_eq!(call.send(sidecar.outbound()).await.status, 504);
+    }
+    assert_eq!(sidecar.metric("wayside_addresses_out", &[]), 0.0);
+    assert_eq!(
+        get("billing", "/").send(sidecar.outbound()).await.status,
+        200
+    );
+}
+
+#[tokio::test]
+async fn a_call_whose_time_is_over_is_not_sent_and_of_two_times_the_shorter_holds() {
+    let app = App::by(|_| Answer::ok().after(Duration::from_millis(50))).await;
+    let sidecar = in_front_of(app.address, "").await;
+    let call = post("billing", "/")
+        .header("wayside-timeout", "0")
+        .body("x");
+    assert_eq!(call.send(sidecar.outbound()).await.status, 504);
+    assert_eq!(app.count(), 0);
+    let mut caller = Wire::connect(sidecar.outbound()).await;
+    caller
+        .send("GET / HTTP/1.1\r\nhost: billing\r\nwayside-timeout: 9000\r\nwayside-timeout: 10\r\n\r\n")
+        .await;
+    assert_eq!(status(&caller.message().await.0), 504);
+}
+
+#[tokio::test]
+async fn calls_that_break_off_together_leave_an_address_out_once() {
+    let (open, gate) = tokio::sync::watch::channel(false);
+    let app = RawApp::start(move |mut wire, _| {
+        let mut gate = gate.clone();
+        async move {
+            wire.head().await;
+            gate.wait_for(|open| *open).await.expect("the test lives");
+        }
+    })
+    .await;
+    let other = App::agreeable().await;
+    let sidecar = service(
+        &[app.address, other.address],
+        "balance: round-robin, ejection: { failures: 2, time: 60s }",
+    )
+    .await;
+    let mut calls = JoinSet::new();
+    for _ in 0..40 {
+        calls.spawn(post("billing", "/").body("x").send(sidecar.outbound()));
+    }
+    eventually("half wait there", Duration::from_secs(5), async || {
+        (app.connections() == 20 && other.count() == 20).then_some(())
+    })
+    .await;
+    open.send_replace(true);
+    calls.join_all().await;
+    assert_eq!(sidecar.metric("wayside_ejections_total", &[]), 1.0);
+}
+
+#[tokio::test]
 async fn calls_over_the_limit_wait_for_a_place_in_a_bounded_queue() {
     let app = App::by(|_| Answer::ok().after(Duration::from_millis(50))).await;
     let sidecar = service(
@@ -252,6 +320,22 @@ async fn calls_of_one_key_go_to_one_address() {
         apps.iter().all(|app| app.count() > 0),
         "and keys are spread"
     );
+    // An upgrade, which these services decline, goes the same way.
+    let before: Vec<usize> = apps.iter().map(App::count).collect();
+    let mut caller = Wire::connect(sidecar.outbound()).await;
+    for _ in 0..6 {
+        caller
+            .send("GET / HTTP/1.1\r\nhost: billing\r\nx-user: 7\r\nconnection: upgrade\r\nupgrade: other\r\n\r\n")
+            .await;
+        assert_eq!(status(&caller.message().await.0), 200);
+    }
+    let mut grown: Vec<usize> = apps
+        .iter()
+        .zip(&before)
+        .map(|(app, before)| app.count() - before)
+        .collect();
+    grown.sort_unstable();
+    assert_eq!(grown, [0, 0, 6]);
 }
 
 #[tokio::test]
@@ -309,6 +393,13 @@ async fn the_app_may_know_which_peers_are_up_and_follow_it() {
         .iter()
         .find(|one| one["up"] == false);
     assert_eq!(down.expect("one is down")["address"], address.as_str());
+    let renamed = yaml(&[other.address.to_string()], "", "").replace("billing", "invoices");
+    sidecar.reload(&renamed).await.expect("it can be reloaded");
+    let mut events = String::new();
+    while !(events.contains("no address of the service any more") && events.contains("invoices")) {
+        events += &stream.try_until(b"\n\n").await.expect("the change is told");
+    }
+    assert!(sidecar.stop().await, "a listener holds up no drain");
 }
 
 #[tokio::test]

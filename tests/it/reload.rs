@@ -104,6 +104,49 @@ async fn a_service_that_did_not_change_keeps_its_connections() {
 }
 
 #[tokio::test]
+async fn a_reload_gives_no_route_a_second_burst_and_counts_the_calls_under_way() {
+    let app = App::agreeable().await;
+    let limited = yaml(&[app.address.to_string()], ", rate: 3/h", "");
+    let sidecar = Sidecar::start(&limited).await;
+    let passed = async || {
+        let mut passed = 0;
+        for _ in 0..5 {
+            passed += usize::from(get("billing", "/").send(sidecar.outbound()).await.status == 200);
+        }
+        passed
+    };
+    assert_eq!(passed().await, 3);
+    let other =
+        "routes:\n    - { name: other, match: { host: other }, forward: { to: billing } }\n";
+    let more = limited.replacen("routes:\n", other, 1);
+    assert_ne!(more, limited);
+    sidecar.reload(&more).await.expect("a route may be added");
+    assert_eq!(passed().await, 0);
+    let slow = App::by(|_| Answer::ok().after(Duration::from_millis(400))).await;
+    let limit = |queue: u32| {
+        let yaml = yaml(&[slow.address.to_string()], "", "");
+        yaml.replace(
+            "] }\n",
+            &format!("], limit: {{ in_flight: 2, queue: {queue}, wait: 10ms }} }}\n"),
+        )
+    };
+    sidecar.reload(&limit(0)).await.expect("a limit may be set");
+    let door = sidecar.outbound();
+    let two = [(); 2].map(|()| {
+        tokio::runtime::Handle::current().spawn(async move { get("billing", "/").send(door).await })
+    });
+    eventually("two are under way", Duration::from_secs(5), async || {
+        (slow.count() == 2).then_some(())
+    })
+    .await;
+    sidecar.reload(&limit(1)).await.expect("a limit may change");
+    assert_eq!(get("billing", "/").send(door).await.status, 503);
+    for one in two {
+        assert_eq!(one.await.expect("it does not panic").status, 200);
+    }
+}
+
+#[tokio::test]
 async fn a_change_that_needs_a_restart_is_refused_and_named() {
     let app = App::agreeable().await;
     let addresses = [app.address.to_string()];

@@ -2,6 +2,7 @@
 
 use crate::support::app::App;
 use crate::support::client::{get, post};
+use crate::support::raw::{Wire, status};
 use crate::support::sidecar::Sidecar;
 
 /// A sidecar with these routes, in front of two services.
@@ -71,6 +72,28 @@ async fn a_rewritten_call_arrives_under_its_new_name_and_path() {
         (Some("orders.internal"), Some("mesh"), None)
     );
     assert_eq!(&seen.body[..], b"x");
+}
+
+#[tokio::test]
+async fn a_caller_can_not_list_away_what_the_route_sets() {
+    let app = App::agreeable().await;
+    let sidecar = routed(
+        "    - { name: a, match: { path: '/**' }, forward: { to: one, rewrite: { path: /v2, headers: { set: { x-by: mesh } } } } }\n",
+        &[("one", &app)],
+    )
+    .await;
+    let mut caller = Wire::connect(sidecar.outbound()).await;
+    caller
+        .send("OPTIONS * HTTP/1.1\r\nhost: a\r\nconnection: X-By, x-other\r\nx-other: 1\r\n\r\n")
+        .await;
+    assert_eq!(status(&caller.message().await.0), 200);
+    let seen = &app.seen()[0];
+    assert_eq!(
+        seen.headers.get("x-by").map(|by| by.as_bytes()),
+        Some(&b"mesh"[..])
+    );
+    assert!(!seen.headers.contains_key("x-other"));
+    assert_eq!(seen.target, "*", "it is no path to rewrite");
 }
 
 #[tokio::test]

@@ -77,7 +77,7 @@ impl Forward {
             sent: answer.sent,
             upstream: way.upstream,
             trace: way.trace,
-            _open: answer.open,
+            open: answer.open,
             _permit: way.permit,
             _place: way.place,
         };

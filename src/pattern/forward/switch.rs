@@ -22,7 +22,7 @@ use crate::error::{Error, Kind, Retry};
 use crate::pattern::deadline::within;
 use crate::pattern::hop;
 use crate::service::{Call, Permit, Request, Response};
-use crate::upstream::{Open, Place, Upstream, Version};
+use crate::upstream::{Open, Place, Upstream, Version, Wait};
 
 /// How long two joined connections may be silent, at least; `timeouts.idle` of the route if that is longer. A socket that
 /// pushes rarely is what one switches for.
@@ -95,16 +95,17 @@ impl Forward {
         deadline: Instant,
     ) -> Result<Response, Error> {
         let place = upstream.enter(deadline).await?;
+        let hashed = upstream.hash(&call.request);
         let (way, (request, _)) = Way::of(call, upstream, deadline, place);
         match wanted {
-            Wanted::Tunnel => self.tunnel(way, &crossing).await,
-            Wanted::Protocol(token) => self.upgrade(way, request, &crossing, token).await,
+            Wanted::Tunnel => self.tunnel(way, hashed, &crossing).await,
+            Wanted::Protocol(token) => self.upgrade((way, hashed), request, &crossing, token).await,
         }
     }
 
     async fn upgrade(
         &self,
-        way: Way,
+        (way, hashed): (Way, Option<u64>),
         request: Request,
         crossing: &Crossing,
         token: HeaderValue,
@@ -112,22 +113,22 @@ impl Forward {
         let mut source = Source::new(self, &way.upstream, request, false)?;
         let mut tried = Vec::new();
         let (mut response, connection, open) = loop {
-            let Some(endpoint) = way.upstream.pick(&tried, None)? else {
+            let Some(endpoint) = way.upstream.pick(&tried, hashed)? else {
                 let detail = format!("no address of {} is left", way.upstream.name);
                 return Err(Error::new(Kind::Unreachable, detail));
             };
             tried.push(endpoint.address);
-            let by = way.deadline.min(Instant::now() + self.timeouts.connect);
+            let wait = Wait::new(Instant::now(), self.timeouts.connect, way.deadline);
             let made = way
                 .upstream
-                .fresh_connection(&endpoint, Version::One, by)
+                .fresh_connection(&endpoint, Version::One, wait)
                 .await;
             let mut connection = match made {
                 Ok(connection) => connection,
                 Err(_) if way.upstream.has_untried(&tried) => continue,
                 Err(error) => return Err(error),
             };
-            let open = Open::at(&endpoint);
+            let open = Open::at(&endpoint, Instant::now());
             let mut request = source.take()?;
             request
                 .headers_mut()
@@ -185,18 +186,28 @@ impl Forward {
         });
     }
 
-    async fn tunnel(&self, way: Way, crossing: &Crossing) -> Result<Response, Error> {
+    async fn tunnel(
+        &self,
+        way: Way,
+        hashed: Option<u64>,
+        crossing: &Crossing,
+    ) -> Result<Response, Error> {
         let mut tried = Vec::new();
         loop {
-            let Some(endpoint) = way.upstream.pick(&tried, None)? else {
+            let Some(endpoint) = way.upstream.pick(&tried, hashed)? else {
                 let detail = format!("no address of {} is left", way.upstream.name);
                 return Err(Error::new(Kind::Unreachable, detail));
             };
             tried.push(endpoint.address);
-            let by = way.deadline.min(Instant::now() + self.timeouts.connect);
-            match way.upstream.socket(&endpoint, by).await {
+            let wait = Wait::new(Instant::now(), self.timeouts.connect, way.deadline);
+            match way.upstream.socket(&endpoint, wait).await {
                 Ok(socket) => {
-                    self.leave(crossing, Box::new(socket), Open::at(&endpoint), way);
+                    self.leave(
+                        crossing,
+                        Box::new(socket),
+                        Open::at(&endpoint, wait.began),
+                        way,
+                    );
                     return Ok(Response::new(Body::empty()));
                 }
                 Err(_) if way.upstream.has_untried(&tried) => {}

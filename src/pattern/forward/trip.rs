@@ -19,7 +19,9 @@ use crate::pattern::paced::Sent;
 use crate::pattern::retry::{self, Failure, Next, Standing};
 use crate::pattern::{grpc, hop};
 use crate::service::Request;
-use crate::upstream::{Connection, Open, RetryReason, SendError, Upstream, Version};
+use crate::upstream::{
+    Connection, Endpoint, Open, RetryReason, SendError, Upstream, Version, Wait,
+};
 
 /// One call.
 pub(super) struct Trip<'a> {
@@ -96,11 +98,11 @@ impl<'a> Trip<'a> {
             return Err(Error::new(Kind::Unreachable, detail).retry(error::Retry::NeverSent));
         };
         self.tried.push(endpoint.address);
-        let connect_limit = limit.min(begun + self.rule.timeouts.connect);
+        let wait = Wait::new(begun, self.rule.timeouts.connect, limit);
         let once = !self.idempotent;
         let mut connection = self
             .upstream
-            .connection(&endpoint, (self.version, once), begun, connect_limit)
+            .connection(&endpoint, (self.version, once), wait)
             .await?;
         // Asked anew only where it took time to get here: each look at the clock is paid by every call.
         let mut asked = match connection.reused() {
@@ -108,7 +110,7 @@ impl<'a> Trip<'a> {
             false => Instant::now(),
         };
         loop {
-            let open = Open::at(&endpoint);
+            let open = Open::at(&endpoint, asked);
             let uploading = self.source.uploading();
             let answered = {
                 // Moved straight into what is sent: the loop's future would keep the space for it.
@@ -136,12 +138,13 @@ impl<'a> Trip<'a> {
                 }
                 Ok(Err(failed)) => {
                     drop(open);
-                    if let Some(error) = self.lost(&connection, failed, uploading.as_ref()) {
+                    if let Some(error) = self.lost(&connection, (failed, asked), uploading.as_ref())
+                    {
                         return Err(error);
                     }
-                    let making =
-                        self.upstream
-                            .fresh_connection(&endpoint, self.version, connect_limit);
+                    let making = self
+                        .upstream
+                        .fresh_connection(&endpoint, self.version, wait);
                     connection = Box::pin(making).await?;
                     asked = Instant::now();
                 }
@@ -149,7 +152,7 @@ impl<'a> Trip<'a> {
                     self.sent += 1;
                     if error.kind().side() == Side::Peer {
                         self.testify(&connection, &error);
-                        self.upstream.failed(&endpoint);
+                        self.blame(&endpoint, asked);
                     }
                     return Err(error);
                 }
@@ -159,6 +162,10 @@ impl<'a> Trip<'a> {
 
     /// The request of the next try, with the time that is left for it.
     fn request(&mut self, now: Instant) -> Result<Request, Error> {
+        if deadline::is_over(now, self.deadline) {
+            let detail = "the call's time was over before it could be sent";
+            return Err(Error::new(Kind::Deadline, detail));
+        }
         let mut request = self.source.take()?;
         deadline::tell(request.headers_mut(), self.grpc, now, self.deadline);
         Ok(request)
@@ -169,7 +176,7 @@ impl<'a> Trip<'a> {
     fn lost(
         &mut self,
         connection: &Connection,
-        failed: SendError,
+        (failed, asked): (SendError, Instant),
         uploading: Option<&Sent>,
     ) -> Option<Error> {
         self.source.give_back(failed.unsent);
@@ -200,9 +207,21 @@ impl<'a> Trip<'a> {
         // A caller that breaks off says nothing about the address.
         if error.kind().side() == Side::Peer {
             self.testify(connection, &error);
-            self.upstream.failed(connection.endpoint());
+            self.upstream.failed(connection.endpoint(), asked);
         }
         Some(error)
+    }
+
+    /// Holds a lack of an answer against an address, if it had most of the time that the route gives: what a caller in a
+    /// hurry or our own queue left of it says nothing.
+    fn blame(&self, endpoint: &Endpoint, asked: Instant) {
+        let times = &self.rule.timeouts;
+        let given = times.head.min(times.per_try).min(times.whole);
+        let waited = asked.elapsed();
+        match waited >= given / 2 {
+            true => self.upstream.failed(endpoint, asked),
+            false => endpoint.slow(waited),
+        }
     }
 
     /// Leaves in the log what tells a lost race from a service that fails.
