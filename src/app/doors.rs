@@ -172,11 +172,21 @@ impl InboundDoor {
         let peer = call.peer.as_deref();
         let names = peer.map_or(&[][..], |peer| &peer.names);
         let path = call.request.uri().path();
+        // An app may take an escaped slash for one that separates: a rule must then hold either way.
+        let resolved = path
+            .contains('%')
+            .then(|| path.replace("%2F", "/").replace("%5C", "/"));
+        let takes = |rule: &Allow| {
+            takes_path(&rule.path, path)
+                && resolved
+                    .as_deref()
+                    .is_none_or(|resolved| takes_path(&rule.path, resolved))
+        };
         let allowed = rules.iter().any(|rule| {
             let known = |name: &String| rule.from.iter().any(|wanted| is_wanted(wanted, name));
             (rule.from.is_empty() || names.iter().any(known))
                 && takes_method(&rule.methods, method)
-                && takes_path(&rule.path, path)
+                && takes(rule)
         });
         if allowed {
             return Ok(());

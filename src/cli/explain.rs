@@ -111,6 +111,11 @@ fn request(args: &Args, head_max: usize) -> Result<Request, String> {
             "the call would be refused with 431: it has {count} headers, and {HEADERS_MAX} are the most"
         ));
     }
+    // As every client says it.
+    let host = request.uri().authority().map(ToString::to_string);
+    if let Some(host) = host.and_then(|host| HeaderValue::try_from(host).ok()) {
+        request.headers_mut().entry(HOST).or_insert(host);
+    }
     head::canonical(&mut request).map_err(|error| refusal(&error))?;
     Ok(request)
 }

@@ -314,7 +314,10 @@ fn check_escape(after: &str) -> Result<(), (&'static str, Option<String>)> {
         return Err(("two hexadecimal digits follow a `%`", None));
     };
     if matches!(byte, 0 | b'/' | b'\\') {
-        return Err(("%00, %2F and %5C are refused in every call", None));
+        return Err((
+            "a rule names no %00, %2F or %5C: the first is refused in every call, and the others separate nothing",
+            None,
+        ));
     }
     if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
         return Err(("it escapes a character that needs no escape", None));

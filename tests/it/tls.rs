@@ -370,7 +370,7 @@ async fn allow_lets_in_by_name_prefix_method_and_path_and_the_app_sees_no_other(
     let mut allow = String::new();
     for rule in [
         "{ from: \"spiffe://shop/orders\", methods: [GET], path: /invoices/** }",
-        "{ from: [\"spiffe://shop/admin/*\", audit.shop.svc] }",
+        "{ from: [\"spiffe://shop/admin/*\", Audit.shop.svc] }",
         "{ methods: [GET], path: /public }",
     ] {
         write!(allow, "{rule}, ").expect("text grows");
@@ -381,6 +381,8 @@ async fn allow_lets_in_by_name_prefix_method_and_path_and_the_app_sees_no_other(
         (ORDERS, "POST", "/invoices/7", 403),
         (ORDERS, "GET", "/rates", 403),
         (ORDERS, "GET", "/invoices/%2e%2e/rates", 400),
+        (ORDERS, "GET", "/invoices/..%2frates", 400),
+        (ORDERS, "GET", "/invoices/7%2Frates", 200),
         (ORDERS, "GET", "/public", 200),
         ("spiffe://shop/orders2", "GET", "/invoices/7", 403),
         ("spiffe://shop/admin/ann", "POST", "/rates", 200),
