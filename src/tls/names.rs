@@ -6,7 +6,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::{AlertDescription, CertificateError, Error as TlsError};
 
 /// Names of one certificate that are kept; more are ignored.
-const NAMES_MAX: usize = 32;
+const NAMES_MAX: usize = 256;
 
 /// The other side of a connection, as its verified certificate calls it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,9 +21,10 @@ impl Peer {
         let names = match webpki::EndEntityCert::try_from(certificate) {
             Ok(certificate) => certificate
                 .valid_uri_names()
-                .chain(certificate.valid_dns_names())
-                .take(NAMES_MAX)
                 .map(str::to_owned)
+                // DNS names have no case; rules are written without.
+                .chain(certificate.valid_dns_names().map(str::to_ascii_lowercase))
+                .take(NAMES_MAX)
                 .collect(),
             Err(_) => Vec::new(),
         };

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use super::{Around, outbound};
 use crate::config::diagnostic::{Invalid, quoted};
-use crate::config::model::{Address, Allow, PathPattern, PeerName, ServiceTls, TlsFiles, TlsIndex};
+use crate::config::model::{
+    Address, Allow, PathPattern, PeerName, ServiceTls, TlsFiles, TlsIndex, Wanted,
+};
 use crate::config::names::parse_name;
 use crate::config::patterns::{parse_path_rule, parse_wanted};
 use crate::config::read::{At, Map, all, listed};
@@ -136,6 +138,19 @@ pub(super) fn allow(at: &At<'_>, encrypted: bool) -> Option<Vec<Allow>> {
     all(list.iter().map(|at| rule(at, encrypted)))
 }
 
+/// A name of a certificate or its beginning. DNS names have no case.
+fn parse_peer(text: &str) -> Result<Wanted, Invalid> {
+    if text.is_empty() {
+        return Err(Invalid::new("an empty value names nobody"));
+    }
+    let is_uri = text.contains(':');
+    parse_wanted(text).map(|wanted| match wanted {
+        Wanted::Exact(name) if !is_uri => Wanted::Exact(name.to_ascii_lowercase()),
+        Wanted::Prefix(name) if !is_uri => Wanted::Prefix(name.to_ascii_lowercase()),
+        wanted => wanted,
+    })
+}
+
 fn rule(at: &At<'_>, encrypted: bool) -> Option<Allow> {
     let map = at.map(&ALLOW)?;
     let from = map.or("from", Vec::new(), |at| {
@@ -146,7 +161,7 @@ fn rule(at: &At<'_>, encrypted: bool) -> Option<Allow> {
         let one = |at: &At<'_>| {
             at.parse(
                 "a name of a certificate, such as spiffe://shop/*",
-                parse_wanted,
+                parse_peer,
             )
         };
         if at.is_list() {
@@ -159,7 +174,14 @@ fn rule(at: &At<'_>, encrypted: bool) -> Option<Allow> {
         }
         one(at).map(|name| vec![name])
     });
-    let methods = map.or("methods", Vec::new(), outbound::methods);
+    let methods = map.or("methods", Vec::new(), |at| {
+        let methods = outbound::methods(at)?;
+        if methods.contains(&http::Method::CONNECT) {
+            at.error("CONNECT is switched off at this door: a tunnel into the app is not offered");
+            return None;
+        }
+        Some(methods)
+    });
     let path = map.or("path", PathPattern::Any, |at| {
         at.parse("a path such as /invoices or /invoices/**", parse_path_rule)
     });
