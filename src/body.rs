@@ -91,6 +91,19 @@ impl Body {
     }
 }
 
+/// Whether a body broke a rule and did not just end too soon.
+fn is_malformed(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error);
+    cause
+        .and_then(|cause| cause.downcast_ref::<std::io::Error>())
+        .is_some_and(|cause| {
+            matches!(
+                cause.kind(),
+                std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData
+            )
+        })
+}
+
 impl HttpBody for Body {
     type Data = Bytes;
     type Error = Error;
@@ -110,7 +123,14 @@ impl HttpBody for Body {
                 let frame = ready!(Pin::new(body).poll_frame(cx));
                 Poll::Ready(frame.map(|frame| {
                     frame.map_err(|cause| {
-                        Error::new(Kind::CallerGone, "the body broke off").because(cause)
+                        match is_malformed(&cause) {
+                            true => Error::new(
+                                Kind::BadRequest,
+                                "the body is not framed as it says it is",
+                            ),
+                            false => Error::new(Kind::CallerGone, "the body broke off"),
+                        }
+                        .because(cause)
                     })
                 }))
             }

@@ -73,6 +73,11 @@ impl Leash {
         })
     }
 
+    /// Forgets the end of the answer before: another call begins.
+    pub fn loosen(&self) {
+        self.until.store(0, Relaxed);
+    }
+
     /// Sets the end of the answer that is sent now.
     pub fn until(&self, deadline: Instant) {
         let millis = deadline.saturating_duration_since(self.born).as_millis();

@@ -239,7 +239,10 @@ impl HyperService<http::Request<Incoming>> for Calls {
         }
         let mut call = Box::new(Call::new(request.map(Body::incoming)));
         call.peer.clone_from(&self.peer);
-        call.leash.clone_from(&self.leash);
+        if let Some(leash) = &self.leash {
+            leash.loosen();
+            call.leash = Some(Arc::clone(leash));
+        }
         self.handler.borrow_mut().call(call)
     }
 }

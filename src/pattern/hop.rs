@@ -4,9 +4,9 @@
 
 use http::header::{
     CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, MAX_FORWARDS, PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
+    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, VIA,
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use http_body::Body as _;
 
 use crate::body::Body;
@@ -126,7 +126,7 @@ pub fn clean_request(request: &mut Request, via: &Via) -> Result<Framing, Error>
 ///
 /// # Errors
 /// [`Kind::BadAnswer`] for a Connection header that lists too much.
-pub fn clean_response(headers: &mut HeaderMap) -> Result<(), Error> {
+pub fn clean_response(headers: &mut HeaderMap, status: StatusCode) -> Result<(), Error> {
     let found = found(headers);
     if found & HAS_TRANSFER_ENCODING != 0 {
         let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
@@ -138,8 +138,47 @@ pub fn clean_response(headers: &mut HeaderMap) -> Result<(), Error> {
         }
         // With both, chunked is what was read (RFC 9112 section 6.3); passed on with both, hyper would send nothing.
         headers.remove(CONTENT_LENGTH);
+    } else if found & HAS_CONTENT_LENGTH != 0 {
+        one_length(headers, status)?;
     }
     strip(headers, found).map_err(|error| Error::new(Kind::BadAnswer, error.detail().to_owned()))
+}
+
+/// Leaves one length, a number, and none where the status has no body and says nothing of one (RFC 9110 section 8.6). An
+/// answer to HEAD and a 304 may say one that nobody reads here; the caller's side would trip over it.
+fn one_length(headers: &mut HeaderMap, status: StatusCode) -> Result<(), Error> {
+    if status == StatusCode::NO_CONTENT {
+        headers.remove(CONTENT_LENGTH);
+        return Ok(());
+    }
+    let number = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    let mut lines = headers.get_all(CONTENT_LENGTH).iter();
+    let first = lines.next().map(HeaderValue::as_bytes).unwrap_or_default();
+    if number(first) && lines.next().is_none() {
+        return Ok(());
+    }
+    let lines = headers.get_all(CONTENT_LENGTH).iter();
+    let mut lengths = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+    let first = lengths.next().unwrap_or_default().trim_ascii();
+    if !number(first) || lengths.any(|other| other.trim_ascii() != first) {
+        let detail = "the service's answer has a length that is none, or more than one";
+        return Err(Error::new(Kind::BadAnswer, detail));
+    }
+    let value = HeaderValue::from_bytes(first)
+        .map_err(|cause| Error::new(Kind::BadAnswer, "no length").because(cause))?;
+    headers.insert(CONTENT_LENGTH, value);
+    Ok(())
+}
+
+/// Takes out of trailers what frames or belongs to the connection (RFC 9110 section 6.5.1): over HTTP/2 it would break the
+/// whole answer.
+pub fn clean_trailers(trailers: &mut HeaderMap) {
+    for name in LOOKED_FOR.iter().take(HOP_BY_HOP) {
+        trailers.remove(name);
+    }
+    for name in [CONTENT_LENGTH, HOST, TRAILER] {
+        trailers.remove(name);
+    }
 }
 
 /// The protocol that a caller wants to switch to, if this hop lets it: one token, and not HTTP/2, which is spoken with
@@ -170,9 +209,9 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Counts one hop of a TRACE or OPTIONS down. `true`: this hop is the last and must answer itself.
+/// Counts one hop of an OPTIONS down. `true`: this hop is the last and must answer itself.
 pub fn last_hop(request: &mut Request) -> bool {
-    if request.method() != Method::TRACE && request.method() != Method::OPTIONS {
+    if request.method() != Method::OPTIONS {
         return false;
     }
     let left = request
@@ -382,7 +421,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_LENGTH, HeaderValue::from_static("5"));
         headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
-        clean_response(&mut headers).expect("nothing is wrong with it");
+        clean_response(&mut headers, StatusCode::OK).expect("nothing is wrong with it");
         assert!(headers.is_empty());
     }
 

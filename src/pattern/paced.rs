@@ -11,6 +11,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use super::deadline::arm;
+use super::hop;
 use crate::body::Body;
 use crate::error::{Error, Kind};
 
@@ -96,8 +97,13 @@ impl HttpBody for Paced {
     ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = self.project();
         match Pin::new(&mut *this.inner).poll_frame(cx) {
-            Poll::Ready(frame) => {
+            Poll::Ready(mut frame) => {
                 *this.waiting = false;
+                if let Some(Ok(frame)) = &mut frame
+                    && let Some(trailers) = frame.trailers_mut()
+                {
+                    hop::clean_trailers(trailers);
+                }
                 match &frame {
                     Some(Err(error)) => this.sent.failed(error),
                     None => this.sent.is(COMPLETE),

@@ -17,6 +17,7 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::deadline::arm;
+use super::hop;
 use super::paced::Sent;
 use crate::error::{Error, Kind};
 use crate::lifecycle;
@@ -199,8 +200,11 @@ impl HttpBody for Relay {
             None => this.incoming.as_mut().poll_frame(cx),
         };
         match polled {
-            Poll::Ready(Some(Ok(frame))) => {
+            Poll::Ready(Some(Ok(mut frame))) => {
                 *this.waiting = false;
+                if let Some(trailers) = frame.trailers_mut() {
+                    hop::clean_trailers(trailers);
+                }
                 if this.incoming.is_end_stream() {
                     this.held.finish();
                 }

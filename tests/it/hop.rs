@@ -323,7 +323,7 @@ async fn rule_14_max_forwards_is_counted_down_and_ends_here_at_zero() {
         ("", 200, Some("0"))
     );
     let (seen, back) = through(
-        "TRACE / HTTP/1.1\r\nhost: billing\r\nmax-forwards: 0\r\n\r\n",
+        "TRACE / HTTP/1.1\r\nhost: billing\r\nmax-forwards: 1\r\n\r\n",
         OK,
     )
     .await;
@@ -431,5 +431,38 @@ async fn rule_11_the_path_that_was_matched_is_the_path_that_is_sent() {
         let (seen, back) =
             through(&format!("GET {path} HTTP/1.1\r\nhost: billing\r\n\r\n"), OK).await;
         assert_eq!((seen.as_str(), status(&back)), ("", 400), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_has_one_length_that_is_a_number_or_none() {
+    let call = "GET / HTTP/1.1\r\nhost: billing\r\n\r\n";
+    let head = "HEAD / HTTP/1.1\r\nhost: billing\r\n\r\n";
+    let answer = |length: &str| format!("HTTP/1.1 200 OK\r\n{length}\r\n\r\nok");
+    for (request, length, expected) in [
+        (call, "content-length: 2, 2", (200, Some("2"))),
+        (head, "content-length: 2, 2", (200, Some("2"))),
+        (head, "content-length: 5\r\ncontent-length: 6", (502, None)),
+        (head, "content-length: +5", (502, None)),
+    ] {
+        let (_, back) = through(request, answer(length).leak()).await;
+        let length = field(&back, "content-length").filter(|_| status(&back) == 200);
+        assert_eq!((status(&back), length), expected, "{back}");
+    }
+    let none = "HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\n";
+    let (_, back) = through(head, none).await;
+    assert_eq!((status(&back), field(&back, "content-length")), (204, None));
+}
+
+#[tokio::test]
+async fn a_target_that_is_no_path_is_refused() {
+    for request in [
+        "GET billing:80 HTTP/1.1\r\nhost: billing\r\n\r\n",
+        "GET http://billing/ HTTP/1.1\r\n\r\n",
+        "CONNECT billing HTTP/1.1\r\nhost: billing\r\n\r\n",
+        "GET /a/..%2fb HTTP/1.1\r\nhost: billing\r\n\r\n",
+    ] {
+        let (seen, back) = through(request, OK).await;
+        assert_eq!((seen.as_str(), status(&back)), ("", 400), "{request}");
     }
 }

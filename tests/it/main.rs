@@ -26,6 +26,7 @@ mod evidence;
 mod failures;
 mod forward;
 mod hop;
+mod http2;
 mod key;
 mod lifecycle;
 mod mesh;

@@ -6,9 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderMap, Request};
-use http_body_util::Full;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -16,12 +13,11 @@ use crate::forward::{forwarding, in_front_of, yaml};
 use crate::support::app::{Answer, App};
 use crate::support::client::{get, post};
 use crate::support::eventually::eventually;
-use crate::support::http2::Http2;
 use crate::support::raw::{RawApp, Wire, status};
 use crate::support::sidecar::Sidecar;
 
 /// A sidecar that forwards to one service with these addresses and these further keys.
-async fn service(addresses: &[SocketAddr], keys: &str) -> Sidecar {
+pub(crate) async fn service(addresses: &[SocketAddr], keys: &str) -> Sidecar {
     let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     let yaml = yaml(&addresses, "", "");
     Sidecar::start(&yaml.replace("] }\n", &format!("], {keys} }}\n"))).await
@@ -445,97 +441,4 @@ async fn a_service_that_wants_rest_is_left_alone_for_that_long_if_there_is_time(
         "there is no time for nine seconds"
     );
     app.verify(3);
-}
-
-/// A gRPC service that says UNAVAILABLE `times` times in an answer without messages, then answers.
-async fn unavailable(times: usize) -> (SocketAddr, Arc<AtomicUsize>) {
-    use hyper::service::service_fn;
-    use hyper_util::rt::{TokioExecutor, TokioIo};
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
-        .await
-        .expect("a port");
-    let address = listener.local_addr().expect("bound");
-    let calls = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&calls);
-    tokio::runtime::Handle::current().spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let count = Arc::clone(&count);
-            let service = service_fn(move |_| {
-                let code = if count.fetch_add(1, SeqCst) < times {
-                    "14"
-                } else {
-                    "0"
-                };
-                let answer = http::Response::builder()
-                    .header("content-type", "application/grpc")
-                    .header("grpc-status", code)
-                    .body(Full::<Bytes>::default());
-                async move { answer }
-            });
-            let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-                .serve_connection(TokioIo::new(stream), service);
-            tokio::runtime::Handle::current().spawn(connection);
-        }
-    });
-    (address, calls)
-}
-
-fn grpc(timeout: &str) -> Request<Full<Bytes>> {
-    let request = Request::post("http://billing/pkg.Service/Method")
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .header("grpc-timeout", timeout);
-    request.body(Full::default()).expect("a request")
-}
-
-#[tokio::test]
-async fn a_grpc_call_that_is_unavailable_is_tried_once_more_where_the_route_says_that_it_may() {
-    for (route, expected, tries) in [(", idempotent: true", "0", 2), ("", "14", 1)] {
-        let (address, calls) = unavailable(1).await;
-        let route = format!("{route}, retry: {{ backoff: 1ms..2ms }}");
-        let sidecar = in_front_of(address, &route).await;
-        let mut caller = Http2::connect(sidecar.outbound()).await;
-        let reply = caller.send(grpc("2S")).await;
-        let code = |headers: &HeaderMap| headers.get("grpc-status").cloned();
-        let said = code(&reply.headers).or_else(|| code(&reply.trailers));
-        assert_eq!(said.expect("a status"), expected);
-        assert_eq!(calls.load(SeqCst), tries);
-    }
-}
-
-#[tokio::test]
-async fn a_grpc_caller_is_refused_in_its_own_words() {
-    let sidecar = in_front_of(App::nowhere(), "").await;
-    let mut caller = Http2::connect(sidecar.outbound()).await;
-    let reply = caller.send(grpc("2S")).await;
-    assert_eq!((reply.status.as_u16(), reply.body.len()), (200, 0));
-    assert_eq!(reply.headers["content-type"], "application/grpc");
-    assert_eq!(reply.headers["grpc-status"], "14");
-    let message = reply.headers["grpc-message"].to_str().expect("ascii");
-    assert!(message.starts_with("destination-unreachable"), "{message}");
-    assert!(reply.headers.contains_key("proxy-status"));
-}
-
-#[tokio::test]
-async fn an_http2_stream_that_was_never_looked_at_goes_elsewhere_whatever_its_method() {
-    // Says goodbye with last stream 0 to whatever comes: nothing was processed.
-    let refusing = RawApp::start(|mut wire, _| async move {
-        wire.try_until(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
-        wire.send(&[0, 0, 0, 4, 0, 0, 0, 0, 0][..]).await;
-        wire.bytes(9).await;
-        wire.send(&[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0][..])
-            .await;
-        wire.rest().await;
-    })
-    .await;
-    let (good, calls) = unavailable(0).await;
-    let sidecar = service(&[refusing.address, good], "protocol: h2, ejection: off").await;
-    for _ in 0..10 {
-        let reply = post("billing", "/")
-            .body("x")
-            .send(sidecar.outbound())
-            .await;
-        assert_eq!(reply.status, 200, "{:?}", reply.body);
-    }
-    assert_eq!(calls.load(SeqCst), 10);
 }

@@ -126,6 +126,34 @@ async fn rule_10_an_upgrade_joins_both_sides_until_one_is_done() {
 }
 
 #[tokio::test]
+async fn rule_10_a_switch_that_ends_in_an_error_joins_nothing() {
+    let (ended, mut end) = tokio::sync::mpsc::channel(1);
+    let app = RawApp::start(move |mut wire, _| {
+        let ended = ended.clone();
+        async move {
+            wire.head().await;
+            wire.send("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: shout\r\ntransfer-encoding: gzip\r\n\r\n")
+                .await;
+            ended.send(wire.rest().await).await.expect("the test waits");
+        }
+    })
+    .await;
+    let sidecar = in_front_of(app.address, "").await;
+    let mut caller = Wire::connect(sidecar.outbound()).await;
+    caller
+        .send("GET / HTTP/1.1\r\nhost: billing\r\nconnection: upgrade\r\nupgrade: shout\r\n\r\n")
+        .await;
+    assert_eq!(status(&caller.message().await.0), 502);
+    let rest = end.recv().await.expect("the service is let go");
+    assert!(rest.is_empty(), "and heard nothing more: {rest:?}");
+    caller
+        .send("GET / HTTP/1.1\r\nhost: nobody\r\nconnection: close\r\n\r\n")
+        .await;
+    assert_eq!(status(&caller.message().await.0), 404);
+    assert!(caller.ends_within(Duration::from_secs(5)).await);
+}
+
+#[tokio::test]
 async fn rule_10_an_upgrade_that_the_service_declines_is_an_ordinary_answer() {
     let app = RawApp::saying(OK).await;
     let sidecar = in_front_of(app.address, "").await;

@@ -62,7 +62,7 @@ impl Forward {
                 "the service switches protocols unasked",
             ));
         }
-        hop::clean_response(&mut head.headers)?;
+        hop::clean_response(&mut head.headers, head.status)?;
         head.version = Version::HTTP_11;
         if let Some(value) = self.timing(&way, answer.came, answer.took) {
             head.headers.append(SERVER_TIMING, value);

@@ -103,6 +103,10 @@ impl Forward {
             let switching = self.switch(upstream, call, (crossing, wanted), deadline);
             return Box::pin(switching).await;
         }
+        if call.request.method() == Method::CONNECT {
+            let detail = "a tunnel is made for a CONNECT of HTTP/1.1 only";
+            return Err(Error::new(Kind::NotImplemented, detail));
+        }
         let place = upstream.enter(deadline).await?;
         let (mut trip, way) = self.set_out(upstream, call, deadline, place)?;
         let mut timer = pin!(sleep_until(deadline));
@@ -142,23 +146,24 @@ impl Forward {
     }
 }
 
-/// Answers an OPTIONS or TRACE whose Max-Forwards ends here (RFC 9110 section 7.6.2). `None`: it goes on.
+/// Answers an OPTIONS whose Max-Forwards ends here (RFC 9110 section 7.6.2), and any TRACE. `None`: it goes on.
 pub fn ends_here(request: &mut Request) -> Option<Result<Response, Error>> {
-    hop::last_hop(request).then(|| last_hop(request))
-}
-
-fn last_hop(request: &Request) -> Result<Response, Error> {
     if request.method() == Method::TRACE {
         // An echo would hand the caller's own credentials around.
-        return Err(Error::new(
+        let error = Error::new(
             Kind::NotImplemented,
-            "TRACE is not answered by this sidecar",
-        ));
+            "TRACE is neither answered nor passed on",
+        );
+        return Some(Err(error));
     }
+    hop::last_hop(request).then(|| Ok(last_hop()))
+}
+
+fn last_hop() -> Response {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::OK;
     response
         .headers_mut()
         .insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
-    Ok(response)
+    response
 }

@@ -165,9 +165,10 @@ impl Forward {
         let upgraded = hyper::upgrade::on(&mut response).await.map_err(|cause| {
             Error::new(Kind::Reset, "the service broke off while switching").because(cause)
         })?;
-        self.leave(crossing, Box::new(TokioIo::new(upgraded)), open, way);
         let (mut head, _) = response.into_parts();
-        hop::clean_response(&mut head.headers)?;
+        hop::clean_response(&mut head.headers, head.status)?;
+        // Last: what is left there is joined to the caller's connection, which only a 101 allows.
+        self.leave(crossing, Box::new(TokioIo::new(upgraded)), open, way);
         head.headers
             .insert(CONNECTION, HeaderValue::from_static("upgrade"));
         head.headers.insert(UPGRADE, theirs.unwrap_or(token));

@@ -132,7 +132,7 @@ impl<'a> Trip<'a> {
                         came: now,
                         took: now.saturating_duration_since(asked),
                     };
-                    self.peek(&mut answer);
+                    self.peek(&mut answer)?;
                     self.note(&answer);
                     return Ok(answer);
                 }
@@ -201,6 +201,16 @@ impl<'a> Trip<'a> {
             self.upstream.may_repeat(RetryReason::LostRace);
             return None;
         }
+        // The service has said that it did not look at the call: it may have another connection for it.
+        let untouched = self.version == Version::Two
+            && !self.raced
+            && error.kind() == Kind::Reset
+            && error.may_retry() == error::Retry::NeverSent;
+        if untouched && self.source.renew() {
+            self.raced = true;
+            self.upstream.may_repeat(RetryReason::NeverSent);
+            return None;
+        }
         if error.may_retry() != error::Retry::NeverSent {
             self.sent += 1;
         }
@@ -239,17 +249,26 @@ impl<'a> Trip<'a> {
         );
     }
 
-    /// Looks whether the answer of a gRPC call is over before it began: its status then is in what comes first, and only
-    /// if that is there already, so that no stream waits for its first message.
-    fn peek(&self, answer: &mut Answer) {
-        if !(self.grpc && self.idempotent && self.sent < self.rule.retry.attempts) {
-            return;
+    /// Looks at what is there already of an answer over HTTP/2, so that no stream waits for its first message: the status
+    /// of a gRPC call that is over before it began, and an answer that broke off before any of it was passed on.
+    fn peek(&self, answer: &mut Answer) -> Result<(), Error> {
+        if self.version != Version::Two {
+            return Ok(());
         }
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         let polled = Pin::new(answer.response.body_mut()).poll_frame(&mut context);
-        if let std::task::Poll::Ready(Some(Ok(frame))) = polled {
-            answer.first = Some(frame);
+        match polled {
+            std::task::Poll::Ready(Some(Ok(frame))) => answer.first = Some(frame),
+            std::task::Poll::Ready(Some(Err(cause))) => {
+                self.upstream
+                    .failed(answer.connection.endpoint(), answer.open.began);
+                return Err(Error::new(Kind::BadAnswer, "the answer broke off at once")
+                    .retry(error::Retry::NoAnswer)
+                    .because(cause));
+            }
+            _ => {}
         }
+        Ok(())
     }
 
     fn says_unavailable(&self, answer: &Answer) -> bool {
