@@ -228,12 +228,24 @@ async fn the_admin_door_answers_to_this_machine_only() {
 
 #[tokio::test]
 async fn no_secret_is_shown_by_any_door() {
-    let secrets = ["canary-password", "canary-key", "canary-jaas"];
+    let secrets = [
+        "canary-password",
+        "canary-key",
+        "canary-jaas",
+        "canary-set",
+        "canary-match",
+    ];
     let kafka = format!(
         "kafka:\n  brokers: [\"127.0.0.1:1\"]\n  properties: {{ sasl.password: {}, ssl.key.password: {}, sasl.username: {} }}\nprobe: {{ listen: 127.0.0.1:0 }}",
         secrets[0], secrets[1], secrets[2]
     );
-    let sidecar = Sidecar::start(&yaml(&["127.0.0.1:1".to_owned()], "", &kafka)).await;
+    let set = format!(
+        ", rewrite: {{ headers: {{ set: {{ x-by: {} }} }} }}",
+        secrets[3]
+    );
+    let matched = format!("host: billing, headers: {{ x-api-key: {} }}", secrets[4]);
+    let yaml = yaml(&["127.0.0.1:1".to_owned()], &set, &kafka).replace("host: billing", &matched);
+    let sidecar = Sidecar::start(&yaml).await;
     let (admin, probe) = (
         sidecar.addresses().admin,
         sidecar.addresses().probe.expect("a probe door"),
@@ -248,7 +260,7 @@ async fn no_secret_is_shown_by_any_door() {
         ));
     }
     assert!(
-        shown.contains("sasl.password") && shown.contains("[redacted]"),
+        shown.contains("sasl.password") && shown.contains("x-by") && shown.contains("[redacted]"),
         "{shown}"
     );
     assert!(

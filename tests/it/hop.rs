@@ -455,6 +455,22 @@ async fn an_answer_has_one_length_that_is_a_number_or_none() {
 }
 
 #[tokio::test]
+async fn a_body_that_breaks_its_framing_is_a_bad_request_and_no_caller_that_is_gone() {
+    let request = "POST / HTTP/1.1\r\nhost: billing\r\ntransfer-encoding: chunked\r\n\r\n-1\r\n";
+    let app = RawApp::start(|mut wire, _| async move {
+        drop(wire.rest().await);
+    })
+    .await;
+    let sidecar = in_front_of(app.address, "").await;
+    let mut caller = Wire::connect(sidecar.outbound()).await;
+    caller.send(request).await;
+    let (head, body) = caller.message().await;
+    let body = String::from_utf8_lossy(&body);
+    assert_eq!(status(&head), 400, "{body}");
+    assert!(body.contains("problem:bad-request"), "{body}");
+}
+
+#[tokio::test]
 async fn a_target_that_is_no_path_is_refused() {
     for request in [
         "GET billing:80 HTTP/1.1\r\nhost: billing\r\n\r\n",

@@ -195,6 +195,9 @@ async fn rule_10_connect_is_off_until_a_route_names_it() {
     );
     caller.send("through\n").await;
     assert_eq!(caller.try_until(b"\n").await.as_deref(), Some("THROUGH\n"));
+    let mut caller = Wire::connect(sidecar.outbound()).await;
+    caller.send(connect.replace("1.1", "1.0")).await;
+    assert_eq!(status(&caller.head().await), 501, "no tunnel can be made");
 }
 
 #[tokio::test]
