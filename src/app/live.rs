@@ -70,11 +70,14 @@ impl Changed {
         if let Some(rate) = &self.rate {
             rate.pass(&self.name)?;
         }
-        let set = |token: &str| {
-            let mut names = self.rewrite.set.iter().map(|(name, _)| name.as_str());
-            names.any(|name| name.eq_ignore_ascii_case(token))
-        };
-        hop::unlist(call.request.headers_mut(), set);
+        let set = &self.rewrite.set;
+        if !set.is_empty() {
+            let ours = |token: &str| {
+                let mut names = set.iter().map(|(name, _)| name.as_str());
+                names.any(|name| name.eq_ignore_ascii_case(token))
+            };
+            hop::unlist(call.request.headers_mut(), ours);
+        }
         rewrite::request(&self.rewrite, &mut call.request)?;
         let mut response = self.forward.call(call).await?;
         rewrite::answer(&self.rewrite, response.headers_mut());

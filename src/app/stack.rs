@@ -1,4 +1,4 @@
-//! The stack that every call of a door passes, outermost first.
+//! The steps around every call of a door, a comment at each why it stands there.
 //!
 //! Retries, timeouts and balancing are not layers: they need the route, the body and the error together and are plain
 //! loops in `pattern`.

@@ -101,12 +101,16 @@ fn one_host(request: &mut Request) -> Result<(), Error> {
     if second.is_some() {
         return Err(bad("there is more than one Host header"));
     }
-    if first.is_none() && request.version() == Version::HTTP_11 {
-        // With an absolute-form target too (RFC 9112 section 3.2).
+    let http2 = request.version() >= Version::HTTP_2;
+    // HTTP/1.1 has one with an absolute-form target too (RFC 9112 section 3.2).
+    let needed = match http2 {
+        true => request.uri().authority().is_none(),
+        false => request.version() == Version::HTTP_11,
+    };
+    if first.is_none() && needed {
         return Err(bad("the Host header is missing"));
     }
     if let Some(authority) = request.uri().authority() {
-        let http2 = request.version() >= Version::HTTP_2;
         if !http2 && request.uri().scheme().is_none() && request.method() != Method::CONNECT {
             // RFC 9112 section 3.2.3.
             return Err(bad("only a CONNECT may be for an authority"));
@@ -148,7 +152,6 @@ fn one_host(request: &mut Request) -> Result<(), Error> {
         return Ok(());
     }
     match first {
-        None if request.version() >= Version::HTTP_2 => Err(bad("the Host header is missing")),
         None => Ok(()),
         Some(host) if is_authority(host.as_bytes()) => Ok(()),
         Some(_) => Err(bad("the Host header is malformed")),

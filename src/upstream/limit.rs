@@ -34,11 +34,15 @@ impl Limit {
         }
     }
 
-    /// Takes over from the limit that the service had until now: calls under way go on to count, in the same places.
-    pub(super) fn after(self, before: &Self) -> Self {
+    /// Starts, or takes over from the limit that the service had until now: calls under way go on to count, in the same
+    /// places.
+    pub(super) fn after(rule: model::Limit, before: Option<&Self>) -> Self {
+        let Some(before) = before else {
+            return Self::new(rule);
+        };
         let (more, fewer) = (
-            self.rule.in_flight.saturating_sub(before.rule.in_flight),
-            before.rule.in_flight.saturating_sub(self.rule.in_flight),
+            rule.in_flight.saturating_sub(before.rule.in_flight),
+            before.rule.in_flight.saturating_sub(rule.in_flight),
         );
         let places = Arc::clone(&before.places);
         places.add_permits(more);
@@ -52,7 +56,11 @@ impl Limit {
                 }
             });
         }
-        Self { places, ..self }
+        Self {
+            places,
+            waiting: AtomicUsize::new(0),
+            rule,
+        }
     }
 
     /// Takes a place, in the queue if there must be one.
@@ -185,24 +193,22 @@ mod tests {
 
     #[tokio::test]
     async fn a_changed_limit_goes_on_to_count_the_calls_under_way() {
-        let limit = |in_flight| {
-            Limit::new(model::Limit {
-                in_flight,
-                queue: 0,
-                wait: Duration::from_secs(1),
-            })
+        let rule = |in_flight| model::Limit {
+            in_flight,
+            queue: 0,
+            wait: Duration::from_secs(1),
         };
         let far = Instant::now() + Duration::from_secs(60);
         let enters = async |limit: &Limit| limit.enter("billing", far).await.ok();
-        let three = limit(3);
+        let three = Limit::new(rule(3));
         let mut held = Vec::new();
         for _ in 0..3 {
             held.push(enters(&three).await.expect("a place is free"));
         }
-        let four = limit(4).after(&three);
+        let four = Limit::after(rule(4), Some(&three));
         held.push(enters(&four).await.expect("there is one more"));
         assert!(enters(&four).await.is_none());
-        let two = limit(2).after(&four);
+        let two = Limit::after(rule(2), Some(&four));
         for left in [3, 2] {
             held.pop();
             tokio::task::yield_now().await;

@@ -159,7 +159,6 @@ impl Upstream {
         shared: &Shared,
         before: Option<&Self>,
     ) -> Arc<Self> {
-        let limit = rule.limit.map(Limit::new);
         let old_limit = before.and_then(|before| before.limit.as_ref());
         let old_rate = before.and_then(|before| before.rate.as_ref());
         let upstream = Arc::new(Self {
@@ -168,10 +167,7 @@ impl Upstream {
             tls: tls.map(Arc::new),
             endpoints: ArcSwap::default(),
             budget: TpsBudget::new(BUDGET_WINDOW, BUDGET_FLOOR, BUDGET_SHARE),
-            limit: match (limit, old_limit) {
-                (Some(limit), Some(old)) => Some(limit.after(old)),
-                (limit, _) => limit,
-            },
+            limit: rule.limit.map(|rule| Limit::after(rule, old_limit)),
             rate: rule.rate.map(|rule| Rate::after(rule, old_rate)),
             meters: Meters::new(&shared.metrics, &rule.name),
             shared: shared.clone(),

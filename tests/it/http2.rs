@@ -15,6 +15,17 @@ use crate::support::client::post;
 use crate::support::http2::Http2;
 use crate::support::raw::{RawApp, Wire, status};
 
+/// A SETTINGS frame without any, and a GOAWAY with last stream 0: nothing was processed (RFC 9113 sections 6.5 and 6.8).
+const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+const GOODBYE: &[u8] = &[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// Begins a connection as a server does, up to the caller's first frame.
+async fn greet(wire: &mut Wire) {
+    wire.try_until(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    wire.send(SETTINGS).await;
+    wire.bytes(9).await;
+}
+
 /// A gRPC service that says UNAVAILABLE `times` times in an answer without messages, then answers.
 async fn unavailable(times: usize) -> (SocketAddr, Arc<AtomicUsize>) {
     use hyper::service::service_fn;
@@ -88,11 +99,8 @@ async fn a_grpc_caller_is_refused_in_its_own_words() {
 async fn an_http2_stream_that_was_never_looked_at_goes_elsewhere_whatever_its_method() {
     // Says goodbye with last stream 0 to whatever comes: nothing was processed.
     let refusing = RawApp::start(|mut wire, _| async move {
-        wire.try_until(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
-        wire.send(&[0, 0, 0, 4, 0, 0, 0, 0, 0][..]).await;
-        wire.bytes(9).await;
-        wire.send(&[0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0][..])
-            .await;
+        greet(&mut wire).await;
+        wire.send(GOODBYE).await;
         wire.rest().await;
     })
     .await;
@@ -162,9 +170,7 @@ async fn a_goodbye_that_crosses_a_call_costs_it_nothing_where_there_is_one_addre
 #[tokio::test]
 async fn an_http2_answer_that_is_broken_from_the_start_is_a_502() {
     let broken = RawApp::start(|mut wire, _| async move {
-        wire.try_until(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
-        wire.send(&[0, 0, 0, 4, 0, 0, 0, 0, 0][..]).await;
-        wire.bytes(9).await;
+        greet(&mut wire).await;
         // :status 200, content-length 10, then five bytes and the end of the stream.
         let head = [0x88, 0x0f, 0x0d, 2, b'1', b'0'];
         let mut frames = vec![0, 0, head.len() as u8, 1, 4, 0, 0, 0, 1];

@@ -36,8 +36,8 @@ pub(super) struct Trip<'a> {
     grpc: bool,
     version: Version,
     hashed: Option<u64>,
-    /// The free try after a lost race for an idle connection was used.
-    raced: bool,
+    /// The free try was used: after a lost race for an idle connection, or a stream that was not looked at.
+    tried_freely: bool,
     /// What the last try that was sent ended in, to be passed on if no later one gets as far.
     kept: Option<Box<Kept>>,
 }
@@ -84,7 +84,7 @@ impl<'a> Trip<'a> {
             grpc,
             version,
             hashed,
-            raced: false,
+            tried_freely: false,
             kept: None,
         })
     }
@@ -193,22 +193,21 @@ impl<'a> Trip<'a> {
         let raced = connection.reused()
             && silent
             && self.idempotent
-            && !self.raced
             && error.may_retry() == error::Retry::NoAnswer;
-        if raced && self.source.renew() {
-            self.raced = true;
-            self.testify(connection, &error);
-            self.upstream.may_repeat(RetryReason::LostRace);
-            return None;
-        }
         // The service has said that it did not look at the call: it may have another connection for it.
         let untouched = self.version == Version::Two
-            && !self.raced
             && error.kind() == Kind::Reset
             && error.may_retry() == error::Retry::NeverSent;
-        if untouched && self.source.renew() {
-            self.raced = true;
-            self.upstream.may_repeat(RetryReason::NeverSent);
+        if (raced || untouched) && !self.tried_freely && self.source.renew() {
+            self.tried_freely = true;
+            let reason = match untouched {
+                true => RetryReason::NeverSent,
+                false => {
+                    self.testify(connection, &error);
+                    RetryReason::LostRace
+                }
+            };
+            self.upstream.may_repeat(reason);
             return None;
         }
         if error.may_retry() != error::Retry::NeverSent {
