@@ -128,13 +128,14 @@ impl Live {
 
     /// Finds a call's route and runs its pattern.
     pub(crate) async fn call(&self, call: Box<Call>) -> Outcome {
-        let facts = Facts::of(&call.request);
-        let Some(running) = self.table.find(&facts).and_then(|at| self.routes.get(at)) else {
-            let error = self.no_route(&facts);
-            return Outcome {
-                result: Err(error),
-                meters: Arc::clone(&self.unrouted),
-            };
+        let running = match self.find(&call) {
+            Ok(running) => running,
+            Err(error) => {
+                return Outcome {
+                    result: Err(error),
+                    meters: Arc::clone(&self.unrouted),
+                };
+            }
         };
         let meters = Arc::clone(&running.meters);
         let attended = Attended::new(&meters, &call.trace);
@@ -147,6 +148,12 @@ impl Live {
         };
         attended.over();
         Outcome { result, meters }
+    }
+
+    fn find(&self, call: &Call) -> Result<&Running, Error> {
+        let facts = Facts::of(&call.request);
+        let found = self.table.find(&facts).and_then(|at| self.routes.get(at));
+        found.ok_or_else(|| self.no_route(&facts))
     }
 
     /// The rate of a route that has one.

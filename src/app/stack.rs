@@ -7,7 +7,8 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Method, Uri};
+use http::Method;
+use http::uri::PathAndQuery;
 use metrics::Counter;
 use tokio::time::Instant;
 use tower::util::BoxCloneSyncService;
@@ -21,7 +22,7 @@ use crate::service::{Call, Gate, Handler, Meters, Outcome, Response};
 use crate::telemetry::trace::Trace;
 
 /// Bytes of one call's future, all layers and the pattern together.
-const FUTURE_MAX: usize = 3200;
+const FUTURE_MAX: usize = 1800;
 
 /// What the layers of one door share.
 pub(super) struct Keeper {
@@ -106,7 +107,7 @@ struct Seen {
     trace: Trace,
     grpc: bool,
     method: Method,
-    uri: Uri,
+    target: Option<PathAndQuery>,
 }
 
 impl Seen {
@@ -116,8 +117,12 @@ impl Seen {
             trace: call.trace.clone(),
             grpc: call.grpc,
             method: call.request.method().clone(),
-            uri: call.request.uri().clone(),
+            target: call.request.uri().path_and_query().cloned(),
         }
+    }
+
+    fn path(&self) -> &str {
+        self.target.as_ref().map_or("", PathAndQuery::path)
     }
 }
 
@@ -144,7 +149,7 @@ fn observe(keeper: &Keeper, seen: &Seen, answered: Answered) -> Response {
             route = meters.route,
             pattern = meters.pattern,
             method = %seen.method,
-            path = shown(seen.uri.path()),
+            path = shown(seen.path()),
             status = response.status().as_u16(),
             reason,
             error,
@@ -158,7 +163,7 @@ fn observe(keeper: &Keeper, seen: &Seen, answered: Answered) -> Response {
             route = meters.route,
             pattern = meters.pattern,
             method = %seen.method,
-            path = shown(seen.uri.path()),
+            path = shown(seen.path()),
             status = response.status().as_u16(),
             ms = took.as_millis() as u64,
             trace = seen.trace.id(),

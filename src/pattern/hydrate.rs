@@ -213,19 +213,19 @@ impl Hydrate {
         let mut connection = upstream
             .connection(endpoint, (Version::One, false), limits.connect()?)
             .await?;
-        let answer = timeout_at(limits.head, connection.send(request))
+        let answer = timeout_at(limits.head, connection.send(&mut request))
             .await
             .map_err(|_| slow())?;
         let answer = match answer {
             Ok(answer) => answer,
             Err(failed) => {
-                let Some(request) = failed.unsent else {
+                if !failed.unsent {
                     return Err(failed.error);
-                };
+                }
                 connection = upstream
                     .fresh_connection(endpoint, Version::One, limits.connect()?)
                     .await?;
-                let again = timeout_at(limits.head, connection.send(*request))
+                let again = timeout_at(limits.head, connection.send(&mut request))
                     .await
                     .map_err(|_| slow())?;
                 again.map_err(|failed| failed.error)?

@@ -43,8 +43,8 @@ enum Sender {
 pub struct SendError {
     /// What happened; [`Error::may_retry`] is exact.
     pub error: Error,
-    /// The request, untouched, if not one byte of it left.
-    pub unsent: Option<Box<Request>>,
+    /// Not one byte of the request left: it is back where it was taken from.
+    pub unsent: bool,
 }
 
 /// How far a call came on its connection: what tells a lost race for an idle connection from a service that fails.
@@ -131,11 +131,15 @@ impl Connection {
         }
     }
 
-    /// Sends a request in origin form and waits for the answer's head.
+    /// Sends a request in origin form and waits for the answer's head. It is taken out of its place when it leaves, for it
+    /// is large, and an empty one is left there.
     ///
     /// # Errors
-    /// With the request itself if it never left.
-    pub async fn send(&mut self, request: Request) -> Result<http::Response<Incoming>, SendError> {
+    /// With the request back in its place if it never left.
+    pub async fn send(
+        &mut self,
+        request: &mut Request,
+    ) -> Result<http::Response<Incoming>, SendError> {
         let answered = match &mut self.sender {
             Sender::One(sender, _) => {
                 // One that was given back a moment ago may still be finishing its last answer.
@@ -144,16 +148,16 @@ impl Connection {
                     .is_err()
                 {
                     let closed = "the connection was closed while idle".into();
-                    return Err(self.judged(never_sent(request, closed)));
+                    return Err(self.judged(never_sent(closed)));
                 }
-                sender.try_send_request(request).await
+                sender.try_send_request(std::mem::take(request)).await
             }
             Sender::Two(place) => {
-                let request = for_http2(request).map_err(|error| SendError {
+                let translated = for_http2(std::mem::take(request)).map_err(|error| SendError {
                     error,
-                    unsent: None,
+                    unsent: false,
                 })?;
-                place.sender.try_send_request(request).await
+                place.sender.try_send_request(translated).await
             }
         };
         match answered {
@@ -164,15 +168,15 @@ impl Connection {
                 Ok(response)
             }
             Err(mut error) => match error.take_message() {
-                Some(request) => {
-                    let request = match &self.sender {
-                        Sender::One(..) => request,
+                Some(unsent) => {
+                    *request = match &self.sender {
+                        Sender::One(..) => unsent,
                         Sender::Two(place) => {
                             place.leave();
-                            from_http2(request)
+                            from_http2(unsent)
                         }
                     };
-                    Err(self.judged(never_sent(request, error.into_error().into())))
+                    Err(self.judged(never_sent(error.into_error().into())))
                 }
                 None => {
                     let error = error.into_error();
@@ -182,7 +186,7 @@ impl Connection {
                     }
                     Err(self.judged(SendError {
                         error: sent(error),
-                        unsent: None,
+                        unsent: false,
                     }))
                 }
             },
@@ -273,7 +277,7 @@ fn from_http2(mut request: Request) -> Request {
     request
 }
 
-fn never_sent(request: Request, cause: BoxError) -> SendError {
+fn never_sent(cause: BoxError) -> SendError {
     let error = Error::new(
         Kind::Reset,
         "the connection was closed before the call left",
@@ -282,7 +286,7 @@ fn never_sent(request: Request, cause: BoxError) -> SendError {
     .because(cause);
     SendError {
         error,
-        unsent: Some(Box::new(request)),
+        unsent: true,
     }
 }
 

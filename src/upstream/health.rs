@@ -126,7 +126,7 @@ async fn look(
     request
         .headers_mut()
         .insert(USER_AGENT, HeaderValue::from_static("wayside-health"));
-    match timeout_at(deadline, connection.send(request)).await {
+    match timeout_at(deadline, connection.send(&mut request)).await {
         Err(_) => Err("no answer to a health check in time".to_owned()),
         Ok(Err(failed)) => Err(format!("health check: {}", failed.error.detail())),
         Ok(Ok(response)) => {

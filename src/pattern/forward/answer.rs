@@ -14,46 +14,21 @@ use crate::error::{Error, Kind};
 use crate::pattern::hop;
 use crate::pattern::relay::{Held, Limits, Relay};
 use crate::reply::headers::{SERVER_TIMING, Text};
-use crate::service::{Call, Leash, Permit, Request, Response};
-use crate::telemetry::trace::Trace;
+use crate::service::{Call, Response};
 use crate::upstream::{Place, Upstream};
 
 /// What a call holds while it is on its way, whichever try succeeds.
-pub(super) struct Way {
-    pub(super) upstream: Arc<Upstream>,
-    pub(super) started: Instant,
+pub(super) struct Way<'a> {
+    pub(super) upstream: &'a Arc<Upstream>,
+    /// Its request is what is sent.
+    pub(super) call: Box<Call>,
     pub(super) deadline: Instant,
-    pub(super) trace: Trace,
-    pub(super) leash: Option<Arc<Leash>>,
-    pub(super) permit: Option<Permit>,
     pub(super) place: Place,
-}
-
-impl Way {
-    /// Takes a call apart: what it holds, and its request, with whether that is gRPC.
-    pub(super) fn of(
-        call: Box<Call>,
-        upstream: &Arc<Upstream>,
-        deadline: Instant,
-        place: Place,
-    ) -> (Self, (Request, bool)) {
-        let call = *call;
-        let way = Self {
-            upstream: Arc::clone(upstream),
-            started: call.started,
-            deadline,
-            trace: call.trace,
-            leash: call.leash,
-            permit: call.permit,
-            place,
-        };
-        (way, (call.request, call.grpc))
-    }
 }
 
 impl Forward {
     /// Sends the answer back, holding what the call holds until its last byte.
-    pub(super) fn relay(&self, answer: Answer, way: Way) -> Result<Response, Error> {
+    pub(super) fn relay(&self, answer: Answer, way: Way<'_>) -> Result<Response, Error> {
         let (mut head, incoming) = answer.response.into_parts();
         if head.status.is_informational() {
             // Only a 101 gets this far, and nothing that could switch was passed on.
@@ -68,17 +43,18 @@ impl Forward {
             head.headers.append(SERVER_TIMING, value);
         }
         let deadline = way.deadline;
-        let shared = way.leash.is_none();
-        if let Some(leash) = &way.leash {
+        let call = way.call;
+        let shared = call.leash.is_none();
+        if let Some(leash) = &call.leash {
             leash.until(deadline);
         }
         let mut held = Held {
             connection: Some(answer.connection),
             sent: answer.sent,
-            upstream: way.upstream,
-            trace: way.trace,
+            upstream: Arc::clone(way.upstream),
+            trace: call.trace,
             open: answer.open,
-            _permit: way.permit,
+            _permit: call.permit,
             _place: way.place,
         };
         if answer.first.is_none() && incoming.is_end_stream() {
@@ -95,9 +71,9 @@ impl Forward {
 
     /// Where the time went, in milliseconds (W3C Server Timing): in this sidecar, retries and waits among it, and at the
     /// service.
-    fn timing(&self, way: &Way, came: Instant, took: Duration) -> Option<HeaderValue> {
+    fn timing(&self, way: &Way<'_>, came: Instant, took: Duration) -> Option<HeaderValue> {
         let who = self.timing.as_ref()?;
-        let all = came.saturating_duration_since(way.started);
+        let all = came.saturating_duration_since(way.call.started);
         let ours = all.saturating_sub(took);
         let mut text = Text::default();
         text.push(who);

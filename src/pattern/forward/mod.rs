@@ -22,7 +22,7 @@ use crate::body::Body;
 use crate::config::model::{Retry, Timeouts};
 use crate::error::{Error, Kind};
 use crate::service::{Call, Request, Response};
-use crate::upstream::{Place, Upstream};
+use crate::upstream::Upstream;
 use answer::Way;
 use trip::Trip;
 
@@ -108,41 +108,36 @@ impl Forward {
             return Err(Error::new(Kind::NotImplemented, detail));
         }
         let place = upstream.enter(deadline).await?;
-        let (mut trip, way) = self.set_out(upstream, call, deadline, place)?;
+        let way = Way {
+            upstream,
+            call,
+            deadline,
+            place,
+        };
+        let mut trip = Trip::new(self, way)?;
         let mut timer = pin!(sleep_until(deadline));
         upstream.deposit();
         loop {
-            let tried = trip.attempt(timer.as_mut()).await;
-            let Some(failure) = trip.failure(&tried) else {
-                return self.relay(tried?, way);
-            };
-            match trip.next(failure, &tried) {
-                Next::GiveUp => return self.relay(trip.last(failure, tried)?, way),
-                Next::Now => trip.keep(failure, tried),
-                Next::After(wait) => {
-                    trip.keep(failure, tried);
-                    // The timer is the call's own, so that a backoff needs no second one.
-                    let over = Instant::now() + wait;
-                    within(timer.as_mut(), over, std::future::pending::<()>()).await;
-                    trip.start_over();
+            let wait = {
+                let tried = trip.attempt(timer.as_mut()).await;
+                let Some(failure) = trip.failure(&tried) else {
+                    return self.relay(tried?, trip.way);
+                };
+                let next = trip.next(failure, &tried);
+                if next == Next::GiveUp {
+                    return self.relay(trip.last(failure, tried)?, trip.way);
                 }
+                // Not held over the wait: the future would have the room for an answer twice.
+                trip.keep(failure, tried);
+                next
+            };
+            if let Next::After(wait) = wait {
+                // The timer is the call's own, so that a backoff needs no second one.
+                let over = Instant::now() + wait;
+                within(timer.as_mut(), over, std::future::pending::<()>()).await;
+                trip.start_over();
             }
         }
-    }
-}
-
-impl Forward {
-    /// Takes a call apart: what its tries need, and what it holds. Not a part of the loop, whose future would keep the
-    /// space for what is only moved here.
-    fn set_out<'a>(
-        &'a self,
-        upstream: &'a Arc<Upstream>,
-        call: Box<Call>,
-        deadline: Instant,
-        place: Place,
-    ) -> Result<(Trip<'a>, Way), Error> {
-        let (way, request) = Way::of(call, upstream, deadline, place);
-        Ok((Trip::new(self, upstream, request, deadline)?, way))
     }
 }
 

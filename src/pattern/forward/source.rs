@@ -1,9 +1,7 @@
-//! A call's request, ready to be sent once or again.
-
-use std::sync::Arc;
+//! What it takes to send a call's request once or again.
 
 use http::header::HOST;
-use http::{HeaderValue, Version, request};
+use http::{HeaderValue, Version};
 
 use super::Forward;
 use crate::body::Body;
@@ -14,30 +12,56 @@ use crate::pattern::replay::Replay;
 use crate::service::Request;
 use crate::upstream::Upstream;
 
-/// The request.
+/// What stands behind the request of a call, which stays in the call itself until it leaves.
 pub(super) struct Source {
-    /// For the first try, or given back by a connection that never sent it.
-    ready: Option<Request>,
+    /// The request is there: for the first try, or put back by a connection that never sent it.
+    ready: bool,
     /// For further tries; `None` where a call may not be repeated once it was sent.
     spare: Option<Box<Spare>>,
-    sent: Sent,
-    has_body: bool,
+    /// How far the body is; `None` for a call without one.
+    sent: Option<Sent>,
 }
 
 struct Spare {
-    head: request::Parts,
+    head: Request,
     body: Option<Replay>,
+}
+
+impl Spare {
+    fn new(request: &Request, body: Option<Replay>) -> Self {
+        Self {
+            head: head_of(request, Body::empty()),
+            body,
+        }
+    }
+
+    fn again(&self) -> Option<Request> {
+        let body = match &self.body {
+            Some(replay) => replay.body()?,
+            None => Body::empty(),
+        };
+        Some(head_of(&self.head, body))
+    }
+}
+
+/// A copy of a request's head. Not of its extensions: what they are for has been done.
+fn head_of(request: &Request, body: Body) -> Request {
+    let mut copy = Request::new(body);
+    copy.method_mut().clone_from(request.method());
+    copy.uri_mut().clone_from(request.uri());
+    copy.headers_mut().clone_from(request.headers());
+    copy
 }
 
 impl Source {
     /// Cleans the head and arranges the body so that it can be sent again if the call may (`repeatable`).
     pub(super) fn new(
         rule: &Forward,
-        upstream: &Arc<Upstream>,
-        mut request: Request,
+        upstream: &Upstream,
+        request: &mut Request,
         repeatable: bool,
     ) -> Result<Self, Error> {
-        let framing = hop::clean_request(&mut request, &rule.via)?;
+        let framing = hop::clean_request(request, &rule.via)?;
         *request.version_mut() = Version::HTTP_11;
         if !request.headers().contains_key(HOST) {
             // HTTP/1.0 may come without; what we send is HTTP/1.1, which may not.
@@ -45,48 +69,48 @@ impl Source {
             let name = name.unwrap_or_else(|_| HeaderValue::from_static("app"));
             request.headers_mut().insert(HOST, name);
         }
-        let sent = Sent::default();
-        let has_body = framing != Framing::None;
-        let (head, mut body) = request.into_parts();
-        if has_body {
-            body = Body::boxed(Paced::new(body, rule.timeouts.idle, sent.clone()));
+        let body = request.body_mut();
+        let sent = (framing != Framing::None).then(Sent::default);
+        if let Some(sent) = &sent {
+            let paced = Paced::new(std::mem::take(body), rule.timeouts.idle, sent.clone());
+            *body = Body::boxed(paced);
         }
-        // A call that may run only once needs no copy: what never left is given back whole.
-        let replay =
-            (repeatable && has_body).then(|| Replay::new(std::mem::take(&mut body), &rule.replay));
-        let first = match &replay {
-            Some(replay) => replay.body().unwrap_or_default(),
-            None => body,
-        };
-        let spare = repeatable.then(|| {
-            Box::new(Spare {
-                head: head.clone(),
-                body: replay,
-            })
+        // A call that may run only once needs no copy: what never left is put back whole.
+        let replay = (repeatable && framing != Framing::None).then(|| {
+            let replay = Replay::new(std::mem::take(body), &rule.replay);
+            *body = replay.body().unwrap_or_default();
+            replay
         });
+        let spare = repeatable.then(|| Box::new(Spare::new(request, replay)));
         Ok(Self {
-            ready: Some(Request::from_parts(head, first)),
+            ready: true,
             spare,
             sent,
-            has_body,
         })
     }
 
-    /// The request for the next try.
-    pub(super) fn take(&mut self) -> Result<Request, Error> {
-        self.ready
-            .take()
-            .ok_or_else(|| Error::new(Kind::Internal, "a call has nothing left to send"))
+    /// The request leaves.
+    ///
+    /// # Errors
+    /// It has left before.
+    pub(super) fn leave(&mut self) -> Result<(), Error> {
+        match std::mem::take(&mut self.ready) {
+            true => Ok(()),
+            false => Err(Error::new(
+                Kind::Internal,
+                "a call has nothing left to send",
+            )),
+        }
     }
 
-    /// Takes back what a connection never sent.
-    pub(super) fn give_back(&mut self, unsent: Option<Box<Request>>) {
-        self.ready = unsent.map(|request| *request);
+    /// A connection that never sent the request has put it back.
+    pub(super) fn is_back(&mut self) {
+        self.ready = true;
     }
 
     /// Whether there is a request for a try as it is, without a copy.
     pub(super) fn is_ready(&self) -> bool {
-        self.ready.is_some()
+        self.ready
     }
 
     /// Whether there can be a further try.
@@ -100,24 +124,18 @@ impl Source {
 
     /// Makes the request of a further try ready. From then on no earlier try can read the caller's body past what is kept
     /// of it. `false` if the call can not be sent again as it was.
-    pub(super) fn renew(&mut self) -> bool {
-        if self.ready.is_none() {
-            self.ready = self.again();
+    pub(super) fn renew(&mut self, request: &mut Request) -> bool {
+        if !self.ready
+            && let Some(again) = self.spare.as_ref().and_then(|spare| spare.again())
+        {
+            *request = again;
+            self.ready = true;
         }
-        self.ready.is_some()
-    }
-
-    fn again(&self) -> Option<Request> {
-        let spare = self.spare.as_ref()?;
-        let body = match &spare.body {
-            Some(replay) => replay.body()?,
-            None => Body::empty(),
-        };
-        Some(Request::from_parts(spare.head.clone(), body))
+        self.ready
     }
 
     /// Tells how far the body is; `None` for a call without one.
     pub(super) fn uploading(&self) -> Option<Sent> {
-        self.has_body.then(|| self.sent.clone())
+        self.sent.clone()
     }
 }

@@ -96,21 +96,26 @@ impl Forward {
     ) -> Result<Response, Error> {
         let place = upstream.enter(deadline).await?;
         let hashed = upstream.hash(&call.request);
-        let (way, (request, _)) = Way::of(call, upstream, deadline, place);
+        let way = Way {
+            upstream,
+            call,
+            deadline,
+            place,
+        };
         match wanted {
             Wanted::Tunnel => self.tunnel(way, hashed, &crossing).await,
-            Wanted::Protocol(token) => self.upgrade((way, hashed), request, &crossing, token).await,
+            Wanted::Protocol(token) => self.upgrade(way, hashed, &crossing, token).await,
         }
     }
 
     async fn upgrade(
         &self,
-        (way, hashed): (Way, Option<u64>),
-        request: Request,
+        mut way: Way<'_>,
+        hashed: Option<u64>,
         crossing: &Crossing,
         token: HeaderValue,
     ) -> Result<Response, Error> {
-        let mut source = Source::new(self, &way.upstream, request, false)?;
+        let mut source = Source::new(self, way.upstream, &mut way.call.request, false)?;
         let mut tried = Vec::new();
         let (mut response, connection, open) = loop {
             let Some(endpoint) = way.upstream.pick(&tried, hashed)? else {
@@ -129,7 +134,8 @@ impl Forward {
                 Err(error) => return Err(error),
             };
             let open = Open::at(&endpoint, Instant::now());
-            let mut request = source.take()?;
+            source.leave()?;
+            let request = &mut way.call.request;
             request
                 .headers_mut()
                 .insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -152,7 +158,7 @@ impl Forward {
             // An ordinary answer: the service does not want to.
             let answer = super::trip::Answer {
                 came: Instant::now(),
-                took: way.started.elapsed(),
+                took: way.call.started.elapsed(),
                 response,
                 first: None,
                 connection,
@@ -175,13 +181,13 @@ impl Forward {
         Ok(Response::from_parts(head, Body::empty()))
     }
 
-    fn leave(&self, crossing: &Crossing, stream: Box<dyn Stream>, open: Open, way: Way) {
+    fn leave(&self, crossing: &Crossing, stream: Box<dyn Stream>, open: Open, way: Way<'_>) {
         crossing.leave(Far {
             stream,
             idle: self.timeouts.idle.max(SILENT),
             held: FarHeld {
                 _open: open,
-                _permit: way.permit,
+                _permit: way.call.permit,
                 _place: way.place,
             },
         });
@@ -189,7 +195,7 @@ impl Forward {
 
     async fn tunnel(
         &self,
-        way: Way,
+        way: Way<'_>,
         hashed: Option<u64>,
         crossing: &Crossing,
     ) -> Result<Response, Error> {

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,28 +11,25 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use super::Forward;
+use super::answer::Way;
 use super::source::Source;
 use crate::error::{self, Error, Kind, Side};
 use crate::pattern::deadline::{self, within};
 use crate::pattern::paced::Sent;
 use crate::pattern::retry::{self, Failure, Next, Standing};
 use crate::pattern::{grpc, hop};
-use crate::service::Request;
-use crate::upstream::{
-    Connection, Endpoint, Open, RetryReason, SendError, Upstream, Version, Wait,
-};
+use crate::upstream::{Connection, Endpoint, Open, RetryReason, SendError, Version, Wait};
 
 /// One call.
 pub(super) struct Trip<'a> {
     rule: &'a Forward,
-    upstream: &'a Arc<Upstream>,
+    /// What it holds until its end.
+    pub(super) way: Way<'a>,
     source: Source,
-    deadline: Instant,
     tried: Vec<SocketAddr>,
     /// Tries that were sent.
     sent: u32,
     idempotent: bool,
-    grpc: bool,
     version: Version,
     hashed: Option<u64>,
     /// The free try was used: after a lost race for an idle connection, or a stream that was not looked at.
@@ -62,26 +58,20 @@ pub(super) struct Answer {
 }
 
 impl<'a> Trip<'a> {
-    pub(super) fn new(
-        rule: &'a Forward,
-        upstream: &'a Arc<Upstream>,
-        (request, grpc): (Request, bool),
-        deadline: Instant,
-    ) -> Result<Self, Error> {
-        let version = upstream.version(grpc);
+    pub(super) fn new(rule: &'a Forward, mut way: Way<'a>) -> Result<Self, Error> {
+        let (upstream, request) = (way.upstream, &mut way.call.request);
+        let version = upstream.version(way.call.grpc);
         let idempotent = rule.idempotent || hop::is_idempotent(request.method());
-        let hashed = upstream.hash(&request);
+        let hashed = upstream.hash(request);
         // Over HTTP/2 a call that was begun may come back as never looked at, so that all of them need their copy.
         let repeatable = idempotent || version == Version::Two && rule.retry.attempts > 1;
         Ok(Self {
             source: Source::new(rule, upstream, request, repeatable)?,
             rule,
-            upstream,
-            deadline,
+            way,
             tried: Vec::new(),
             sent: 0,
             idempotent,
-            grpc,
             version,
             hashed,
             tried_freely: false,
@@ -91,17 +81,17 @@ impl<'a> Trip<'a> {
 
     /// One try: an address, a connection, the answer's head.
     pub(super) async fn attempt(&mut self, mut timer: Pin<&mut Sleep>) -> Result<Answer, Error> {
+        let (rule, upstream) = (self.rule, self.way.upstream);
         let begun = Instant::now();
-        let limit = self.deadline.min(begun + self.rule.timeouts.per_try);
-        let Some(endpoint) = self.upstream.pick(&self.tried, self.hashed)? else {
-            let detail = format!("no address of {} is left", self.upstream.name);
+        let limit = self.way.deadline.min(begun + rule.timeouts.per_try);
+        let Some(endpoint) = upstream.pick(&self.tried, self.hashed)? else {
+            let detail = format!("no address of {} is left", upstream.name);
             return Err(Error::new(Kind::Unreachable, detail).retry(error::Retry::NeverSent));
         };
         self.tried.push(endpoint.address);
-        let wait = Wait::new(begun, self.rule.timeouts.connect, limit);
+        let wait = Wait::new(begun, rule.timeouts.connect, limit);
         let once = !self.idempotent;
-        let mut connection = self
-            .upstream
+        let mut connection = upstream
             .connection(&endpoint, (self.version, once), wait)
             .await?;
         // Asked anew only where it took time to get here: each look at the clock is paid by every call.
@@ -112,12 +102,12 @@ impl<'a> Trip<'a> {
         loop {
             let open = Open::at(&endpoint, asked);
             let uploading = self.source.uploading();
+            self.make_ready(asked)?;
             let answered = {
-                // Moved straight into what is sent: the loop's future would keep the space for it.
-                let head = pin!(connection.send(self.request(asked)?));
-                let (rule, service) = (self.rule, &self.upstream.name);
+                let head = pin!(connection.send(&mut self.way.call.request));
                 let times = (asked, limit, timer.as_mut());
-                rule.head(service, (head, uploading.as_ref()), times).await
+                rule.head(&upstream.name, (head, uploading.as_ref()), times)
+                    .await
             };
             match answered {
                 Ok(Ok(response)) => {
@@ -142,9 +132,7 @@ impl<'a> Trip<'a> {
                     {
                         return Err(error);
                     }
-                    let making = self
-                        .upstream
-                        .fresh_connection(&endpoint, self.version, wait);
+                    let making = upstream.fresh_connection(&endpoint, self.version, wait);
                     connection = Box::pin(making).await?;
                     asked = Instant::now();
                 }
@@ -160,15 +148,16 @@ impl<'a> Trip<'a> {
         }
     }
 
-    /// The request of the next try, with the time that is left for it.
-    fn request(&mut self, now: Instant) -> Result<Request, Error> {
-        if deadline::is_over(now, self.deadline) {
+    /// Gives the request of the next try the time that is left for it.
+    fn make_ready(&mut self, now: Instant) -> Result<(), Error> {
+        let Way { call, deadline, .. } = &mut self.way;
+        if deadline::is_over(now, *deadline) {
             let detail = "the call's time was over before it could be sent";
             return Err(Error::new(Kind::Deadline, detail));
         }
-        let mut request = self.source.take()?;
-        deadline::tell(request.headers_mut(), self.grpc, now, self.deadline);
-        Ok(request)
+        self.source.leave()?;
+        deadline::tell(call.request.headers_mut(), call.grpc, now, *deadline);
+        Ok(())
     }
 
     /// What a call without an answer is to be ended with; `None` if a fresh connection to the same address is the answer:
@@ -179,14 +168,16 @@ impl<'a> Trip<'a> {
         (failed, asked): (SendError, Instant),
         uploading: Option<&Sent>,
     ) -> Option<Error> {
-        self.source.give_back(failed.unsent);
+        if failed.unsent {
+            self.source.is_back();
+        }
         let mut error = failed.error;
         if let Some(theirs) = uploading.and_then(Sent::failure) {
             // The caller's body ended the try, whatever the connection says of it.
             error = theirs;
         }
         if connection.reused() && self.source.is_ready() {
-            self.upstream.may_repeat(RetryReason::NeverSent);
+            self.way.upstream.may_repeat(RetryReason::NeverSent);
             return None;
         }
         let silent = self.version == Version::One && connection.evidence().read == 0;
@@ -198,7 +189,7 @@ impl<'a> Trip<'a> {
         let untouched = self.version == Version::Two
             && error.kind() == Kind::Reset
             && error.may_retry() == error::Retry::NeverSent;
-        if (raced || untouched) && !self.tried_freely && self.source.renew() {
+        if (raced || untouched) && !self.tried_freely && self.renew() {
             self.tried_freely = true;
             let reason = match untouched {
                 true => RetryReason::NeverSent,
@@ -207,7 +198,7 @@ impl<'a> Trip<'a> {
                     RetryReason::LostRace
                 }
             };
-            self.upstream.may_repeat(reason);
+            self.way.upstream.may_repeat(reason);
             return None;
         }
         if error.may_retry() != error::Retry::NeverSent {
@@ -216,7 +207,7 @@ impl<'a> Trip<'a> {
         // A caller that breaks off says nothing about the address.
         if error.kind().side() == Side::Peer {
             self.testify(connection, &error);
-            self.upstream.failed(connection.endpoint(), asked);
+            self.way.upstream.failed(connection.endpoint(), asked);
         }
         Some(error)
     }
@@ -228,7 +219,7 @@ impl<'a> Trip<'a> {
         let given = times.head.min(times.per_try).min(times.whole);
         let waited = asked.elapsed();
         match waited >= given / 2 {
-            true => self.upstream.failed(endpoint, asked),
+            true => self.way.upstream.failed(endpoint, asked),
             false => endpoint.slow(waited),
         }
     }
@@ -237,7 +228,7 @@ impl<'a> Trip<'a> {
     fn testify(&self, connection: &Connection, error: &Error) {
         let evidence = connection.evidence();
         tracing::warn!(
-            service = self.upstream.name,
+            service = self.way.upstream.name,
             address = %connection.endpoint().address,
             reused = evidence.idle.is_some(),
             idle_ms = evidence.idle.unwrap_or_default().as_millis() as u64,
@@ -259,7 +250,8 @@ impl<'a> Trip<'a> {
         match polled {
             std::task::Poll::Ready(Some(Ok(frame))) => answer.first = Some(frame),
             std::task::Poll::Ready(Some(Err(cause))) => {
-                self.upstream
+                self.way
+                    .upstream
                     .failed(answer.connection.endpoint(), answer.open.began);
                 return Err(Error::new(Kind::BadAnswer, "the answer broke off at once")
                     .retry(error::Retry::NoAnswer)
@@ -271,7 +263,7 @@ impl<'a> Trip<'a> {
     }
 
     fn says_unavailable(&self, answer: &Answer) -> bool {
-        if !self.grpc {
+        if !self.way.call.grpc {
             return false;
         }
         let trailers = answer.first.as_ref().and_then(Frame::trailers_ref);
@@ -286,7 +278,8 @@ impl<'a> Trip<'a> {
         if status == 429 {
             endpoint.avoid();
         } else {
-            self.upstream
+            self.way
+                .upstream
                 .answered(endpoint, answer.took, answer.came, well);
         }
     }
@@ -311,8 +304,8 @@ impl<'a> Trip<'a> {
             sent: self.sent,
             last_sent: self.kept.as_ref().map(|kept| kept.failure),
             idempotent: self.idempotent,
-            untried_left: self.upstream.has_untried(&self.tried),
-            left: self.deadline.saturating_duration_since(Instant::now()),
+            untried_left: self.way.upstream.has_untried(&self.tried),
+            left: self.way.deadline.saturating_duration_since(Instant::now()),
             rest: tried.as_ref().ok().and_then(rest),
         };
         let reason = match failure {
@@ -323,11 +316,15 @@ impl<'a> Trip<'a> {
         match retry::decide(&self.rule.retry, failure, standing, fastrand::f64()) {
             Next::GiveUp => Next::GiveUp,
             _ if standing.left.is_zero() || !self.source.can_renew() => Next::GiveUp,
-            _ if !self.upstream.may_repeat(reason) => Next::GiveUp,
+            _ if !self.way.upstream.may_repeat(reason) => Next::GiveUp,
             // Last, for it cuts the earlier try off from the body: nothing may be passed on of that one any more.
-            _ if !self.source.renew() => Next::GiveUp,
+            _ if !self.renew() => Next::GiveUp,
             next => next,
         }
+    }
+
+    fn renew(&mut self) -> bool {
+        self.source.renew(&mut self.way.call.request)
     }
 
     /// Keeps what a try ended in that was sent; a later one that is not sent says less.
@@ -342,7 +339,7 @@ impl<'a> Trip<'a> {
                 Kind::Reset,
                 format!(
                     "{} answered {} before it had the whole body",
-                    self.upstream.name,
+                    self.way.upstream.name,
                     answer.response.status().as_u16()
                 ),
             )),
