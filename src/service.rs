@@ -96,7 +96,8 @@ impl Call {
     /// Takes a request that was read just now.
     pub fn new(mut request: Request) -> Self {
         let trace = Trace::of(request.headers_mut());
-        let grpc = is_grpc(request.headers());
+        // gRPC is always a POST: others need no look.
+        let grpc = request.method() == http::Method::POST && is_grpc(request.headers());
         Self {
             started: Instant::now(),
             trace,

@@ -73,11 +73,12 @@ impl Default for Trace {
     }
 }
 
-/// Writes the last digits of a number.
-fn hex(digits: &mut [u8], mut number: u64) {
-    for digit in digits.iter_mut().rev() {
-        *digit = b"0123456789abcdef"[(number & 15) as usize];
-        number >>= 4;
+/// Writes a number's 16 digits.
+fn hex(digits: &mut [u8], number: u64) {
+    let digit = |half: u8| half + if half < 10 { b'0' } else { b'a' - 10 };
+    for (pair, byte) in digits.chunks_exact_mut(2).zip(number.to_be_bytes()) {
+        pair[0] = digit(byte >> 4);
+        pair[1] = digit(byte & 15);
     }
 }
 
