@@ -76,7 +76,7 @@ impl Source {
             *body = Body::boxed(paced);
         }
         // A call that may run only once needs no copy: what never left is put back whole.
-        let replay = (repeatable && framing != Framing::None).then(|| {
+        let replay = (repeatable && sent.is_some()).then(|| {
             let replay = Replay::new(std::mem::take(body), &rule.replay);
             *body = replay.body().unwrap_or_default();
             replay
