@@ -14,6 +14,7 @@ pub mod messages;
 pub mod pattern;
 pub mod reply;
 pub mod route;
+pub mod spool;
 pub mod upstream;
 
 pub mod body;

@@ -1,0 +1,168 @@
+//! Reading messages back, on a thread that does not write.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::disk::{Disk, Readable};
+use super::frame::{self, Content, Entry, HEADER_LEN, Header, Place, Step};
+use super::segment::{self, Index, Spot};
+
+/// Bytes read at a time; a larger frame is read whole.
+const CHUNK: usize = 256 << 10;
+/// Messages in one batch.
+const BATCH_MAX: usize = 512;
+
+/// Reads the messages of one topic in order.
+pub struct Reader {
+    disk: Arc<dyn Disk>,
+    folder: PathBuf,
+    index: Arc<Index>,
+    topic: u16,
+    name: Arc<str>,
+    /// Where the last batch ended, and the file.
+    at: Option<Open>,
+}
+
+struct Open {
+    file: Box<dyn Readable>,
+    header: Header,
+    segment: u64,
+    /// The next message's number, and an offset at or before it.
+    next: u64,
+    offset: u64,
+}
+
+impl Reader {
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        folder: PathBuf,
+        index: Arc<Index>,
+        (topic, name): (u16, Arc<str>),
+    ) -> Self {
+        Self {
+            disk,
+            folder,
+            index,
+            topic,
+            name,
+            at: None,
+        }
+    }
+
+    /// Messages from a number on, each with its own: at most 512, and about `bytes_max` bytes, but one at least if there
+    /// is one. Numbers that are left out are not in the log any more, or cannot be read. Empty when there is none yet.
+    ///
+    /// A segment that cannot be opened or read is passed over, with an alarm: it would hold up all that follows.
+    pub fn read(&mut self, from: u64, bytes_max: usize) -> Vec<(u64, Entry)> {
+        let mut batch = Vec::new();
+        let mut next = from;
+        loop {
+            let place = Place {
+                topic: self.topic,
+                seq: next,
+            };
+            let Some(spot) = self.index.find(place) else {
+                return batch;
+            };
+            if let Err(error) = self.read_spot(spot, &mut next, bytes_max, &mut batch) {
+                tracing::error!(%error, segment = spot.segment, "a segment of the spool cannot be read");
+            }
+            if !batch.is_empty() {
+                return batch;
+            }
+            // Nothing of it was readable: what it holds is passed over.
+            let last = {
+                let segments = self.index.lock();
+                let held = segments.get(&spot.segment).and_then(|segment| {
+                    let mut held = segment.held();
+                    held.find_map(|(topic, _, last)| (topic == self.topic).then_some(last))
+                });
+                held.unwrap_or(next)
+            };
+            self.at = None;
+            next = next.max(last + 1);
+        }
+    }
+
+    fn read_spot(
+        &mut self,
+        spot: Spot,
+        next: &mut u64,
+        bytes_max: usize,
+        batch: &mut Vec<(u64, Entry)>,
+    ) -> std::io::Result<()> {
+        let mut open = match self.at.take() {
+            Some(open) if open.segment == spot.segment && open.next == *next => open,
+            _ => self.open(spot, *next)?,
+        };
+        let (mut bytes, mut size) = (Vec::new(), CHUNK);
+        let mut taken = 0;
+        while open.offset < spot.len {
+            let length = size.min(usize::try_from(spot.len - open.offset).unwrap_or(usize::MAX));
+            bytes.resize(length, 0);
+            let read = open.file.read_at(&mut bytes, open.offset)?;
+            bytes.truncate(read);
+            let whole = open.offset + read as u64 >= spot.len || read < length;
+            let mut at = 0;
+            loop {
+                match frame::step(&open.header, &bytes, at) {
+                    Step::Frame(content, end) => {
+                        if let Content::Message(stored) = content
+                            && stored.place.topic == self.topic
+                            && stored.place.seq >= *next
+                        {
+                            if batch.len() == BATCH_MAX || taken > bytes_max {
+                                open.offset += at as u64;
+                                open.next = *next;
+                                self.at = Some(open);
+                                return Ok(());
+                            }
+                            taken += end - at;
+                            *next = stored.place.seq + 1;
+                            batch.push((stored.place.seq, stored.to_entry(&self.name)));
+                        }
+                        at = end;
+                    }
+                    // Only at the end of what may be read is it clear that the rest of the frame is not there.
+                    Step::Damage(_) | Step::End { .. } if !whole => break,
+                    Step::Damage(range) => {
+                        tracing::error!(
+                            segment = open.segment,
+                            bytes = range.len(),
+                            "a part of the spool is damaged"
+                        );
+                        at = range.end;
+                    }
+                    Step::End { .. } => {
+                        at = bytes.len();
+                        break;
+                    }
+                }
+            }
+            size = if at == 0 { size * 2 } else { CHUNK };
+            open.offset += at as u64;
+            if whole {
+                break;
+            }
+        }
+        open.next = *next;
+        self.at = Some(open);
+        Ok(())
+    }
+
+    fn open(&self, spot: Spot, next: u64) -> std::io::Result<Open> {
+        let path = segment::path(&self.folder, spot.segment);
+        let file = self.disk.open(&path)?;
+        let mut head = vec![0; HEADER_LEN];
+        file.read_at(&mut head, 0)?;
+        let header =
+            Header::decode(&head).map_err(|_| std::io::Error::other("its header is damaged"))?;
+        Ok(Open {
+            file,
+            header: header.0,
+            segment: spot.segment,
+            next,
+            offset: spot.offset,
+        })
+    }
+}

@@ -1,0 +1,175 @@
+//! The thread that writes: what waits is taken together, written together and, if anybody asks for that, synced once.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use super::frame::{Ack, Entry};
+use super::log::{Log, Refused};
+use super::receipt::Caller;
+use super::{Gauges, Sink, Written};
+use crate::lifecycle::crash;
+
+/// How long acknowledgements wait for a message to be written with.
+const ACKS_WAIT: Duration = Duration::from_millis(100);
+/// How often old segments are looked for.
+const TIDY_EVERY: Duration = Duration::from_secs(10);
+
+/// A message to write.
+pub(super) struct Ask {
+    pub(super) entry: Entry,
+    pub(super) caller: Caller,
+    /// Whether the caller waits for it to be durable.
+    pub(super) durable: bool,
+}
+
+/// What waits for the writer.
+#[derive(Default)]
+pub(super) struct Desk {
+    inbox: Mutex<Inbox>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct Inbox {
+    asks: Vec<Ask>,
+    /// Bytes of them.
+    bytes: usize,
+    syncs: Vec<Caller>,
+    acks: Vec<Ack>,
+    stop: bool,
+}
+
+impl Desk {
+    /// Hands in a message, unless more than `most` bytes wait.
+    pub(super) fn ask(&self, ask: Ask, most: usize) -> bool {
+        let bytes = ask.entry.frame_len();
+        let mut inbox = self.lock();
+        if inbox.stop || inbox.bytes + bytes > most {
+            return false;
+        }
+        inbox.bytes += bytes;
+        inbox.asks.push(ask);
+        let first = inbox.asks.len() == 1;
+        drop(inbox);
+        if first {
+            self.wake.notify_one();
+        }
+        true
+    }
+
+    /// Asks for a written message to be made durable.
+    pub(super) fn sync(&self, caller: Caller) {
+        let mut inbox = self.lock();
+        inbox.syncs.push(caller);
+        drop(inbox);
+        self.wake.notify_one();
+    }
+
+    /// Hands in acknowledgements. The writer looks at them in its own time.
+    pub(super) fn acks(&self, acks: &[Ack]) {
+        let mut inbox = self.lock();
+        let first = inbox.acks.is_empty();
+        inbox.acks.extend_from_slice(acks);
+        drop(inbox);
+        if first {
+            self.wake.notify_one();
+        }
+    }
+
+    pub(super) fn stop(&self) {
+        self.lock().stop = true;
+        self.wake.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for something to do. Acknowledgements alone are let to gather for a while.
+    fn take(&self) -> Inbox {
+        let mut inbox = self.lock();
+        let mut due = false;
+        loop {
+            let pressing = inbox.stop || !inbox.asks.is_empty() || !inbox.syncs.is_empty();
+            if pressing || due {
+                let stop = inbox.stop;
+                let taken = std::mem::take(&mut *inbox);
+                inbox.stop = stop;
+                return Inbox { stop, ..taken };
+            }
+            let wait = match inbox.acks.is_empty() {
+                true => TIDY_EVERY,
+                false => ACKS_WAIT,
+            };
+            let waited = self.wake.wait_timeout(inbox, wait);
+            let (held, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+            (inbox, due) = (held, timeout.timed_out());
+        }
+    }
+}
+
+/// Works until the desk is told to stop; what waits then is still written.
+pub(super) fn run(mut log: Log, desk: &Desk, sink: &dyn Sink, gauges: &Gauges) {
+    loop {
+        let inbox = desk.take();
+        log.acked(&inbox.acks);
+        let mut waiting = inbox.syncs;
+        write(&mut log, inbox.asks, sink, &mut waiting);
+        if !waiting.is_empty() {
+            crash::point("spool-written");
+            settle(&mut log, waiting);
+        }
+        crash::point("spool-tidy");
+        log.tidy();
+        gauges.set(log.used(), log.owed());
+        if inbox.stop {
+            log.sync().ok();
+            return;
+        }
+    }
+}
+
+/// Writes a group and passes it on; those that must be durable join `waiting`.
+fn write(log: &mut Log, asks: Vec<Ask>, sink: &dyn Sink, waiting: &mut Vec<Caller>) {
+    let mut places = Vec::new();
+    let mut rest = asks.as_slice();
+    while !rest.is_empty() {
+        let before = log.written();
+        let taken = log.append(rest.iter().map(|ask| &ask.entry), &mut places);
+        if let Err(why) = taken {
+            rest.iter().for_each(|ask| ask.caller.refused(why));
+            return;
+        }
+        let (done, left) = rest.split_at(places.len());
+        for ((ask, place), lsn) in done.iter().zip(&places).zip(before + 1..) {
+            ask.caller.written(lsn);
+            if ask.durable {
+                waiting.push(ask.caller.clone());
+            }
+            sink.written(Written {
+                place: *place,
+                entry: &ask.entry,
+                caller: &ask.caller,
+            });
+        }
+        rest = left;
+    }
+}
+
+/// Makes what was written durable, and tells those who wait for it.
+fn settle(log: &mut Log, waiting: Vec<Caller>) {
+    // An earlier sync may have settled all of them.
+    let lsns: Vec<_> = waiting.iter().map(Caller::lsn).collect();
+    if lsns.iter().flatten().any(|lsn| log.durable(*lsn).is_none()) {
+        log.sync().ok();
+        crash::point("spool-synced");
+    }
+    for (caller, lsn) in waiting.into_iter().zip(lsns) {
+        match lsn.map(|lsn| log.durable(lsn)) {
+            Some(Some(true)) => caller.kept(),
+            Some(_) => caller.refused(Refused::Disk),
+            // It was answered meanwhile.
+            None => {}
+        }
+    }
+}
