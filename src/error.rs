@@ -139,6 +139,12 @@ kinds! {
     ClaimDamaged = "claim-damaged", BAD_GATEWAY, Peer;
     /// The claim store is full or its disk refuses.
     ClaimStore = "claim-store-unavailable", SERVICE_UNAVAILABLE, Us;
+    /// The spool is full or its disk refuses.
+    Spool = "spool-unavailable", SERVICE_UNAVAILABLE, Us;
+    /// An idempotency key that was used with another body.
+    KeyReused = "idempotency-key-reused", UNPROCESSABLE_ENTITY, Caller;
+    /// The first call with an idempotency key has no answer yet.
+    KeyInProgress = "idempotency-key-in-progress", CONFLICT, Caller;
     /// A fault of ours.
     Internal = "internal", INTERNAL_SERVER_ERROR, Us;
 }

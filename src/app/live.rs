@@ -106,7 +106,7 @@ impl Live {
                         forward((&route.name, rule), &config, &services, (parts, old))?
                     }
                     Pattern::Publish(rule) => {
-                        Action::Publish(Box::new(publish(rule, &config, parts)?))
+                        Action::Publish(Box::new(publish((&route.name, rule), &config, parts)?))
                     }
                 };
                 Ok(Running {
@@ -308,14 +308,23 @@ pub(crate) async fn to_app(address: &Address, via: Via, parts: &Parts) -> Forwar
     }
 }
 
-fn publish(rule: &PublishRule, config: &Config, parts: &Parts) -> Result<Publish, Error> {
+fn publish(
+    (name, rule): (&str, &PublishRule),
+    config: &Config,
+    parts: &Parts,
+) -> Result<Publish, Error> {
     let broker = parts.broker.as_ref().ok_or_else(|| unbuilt("kafka"))?;
     let survives = rule
         .slim
         .as_ref()
         .and_then(|slim| config.claims.get(slim.claim.0))
         .map(|store| store.survives);
-    Ok(Publish::new(rule, survives, &broker.sender, &parts.metrics))
+    Ok(Publish::new(
+        (name, rule),
+        survives,
+        &broker.sender,
+        &parts.metrics,
+    ))
 }
 
 /// Compiling the configuration has ruled this out; the error is there so that a defect is no panic.

@@ -31,6 +31,7 @@ use crate::listen::tcp;
 use crate::messages::Timeline;
 use crate::pattern::hop::Via;
 use crate::pattern::hydrate::Hydrate;
+use crate::pattern::publish::Sender;
 use crate::service::{Call, Gate, Handler, Meters};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::names;
@@ -385,7 +386,7 @@ impl Sidecar {
         );
         if let Some(broker) = &self.parts.broker {
             note(
-                broker.sender.producer.flush(deadline).await,
+                empty(&broker.sender, deadline).await,
                 "records on their way",
             );
         }
@@ -461,6 +462,32 @@ fn instance(addresses: &Addresses, surroundings: &Surroundings) -> String {
     }
 }
 
+/// Sends what is on its way to the broker. What stays in the spool is not lost, and so not left behind. True if nothing
+/// else is left.
+async fn empty(sender: &Arc<Sender>, deadline: Instant) -> bool {
+    let producer = &sender.producer;
+    let Some((outbox, _)) = &sender.outbox else {
+        return producer.flush(deadline).await;
+    };
+    let flushed = outbox.flush(producer, deadline).await;
+    if !flushed {
+        tracing::warn!(
+            messages = outbox.spool().owed(),
+            "what the broker has not taken stays in the spool"
+        );
+    }
+    let left = (flushed || !producer.is_away()) && !producer.flush(deadline).await;
+    let sender = Arc::clone(sender);
+    let closing = tokio::task::spawn_blocking(move || {
+        if let Some((outbox, _)) = &sender.outbox {
+            outbox.close();
+        }
+    });
+    // A panic in there was reported by the thread that had it.
+    closing.await.ok();
+    !left || producer.waiting() == 0
+}
+
 /// Keeps memory flat while nobody scrapes, and reads what has no event of its own.
 async fn upkeep(parts: Weak<Parts>) {
     loop {
@@ -471,6 +498,11 @@ async fn upkeep(parts: Weak<Parts>) {
         parts.metrics.upkeep();
         if let Some(broker) = &parts.broker {
             queue.set(broker.sender.producer.waiting() as f64);
+            if let Some((outbox, _)) = &broker.sender.outbox {
+                let set = |name, value: u64| parts.metrics.gauge(name, &[]).set(value as f64);
+                set(&names::SPOOL_BYTES, outbox.spool().used());
+                set(&names::SPOOL_OWED, outbox.spool().owed());
+            }
         }
         for store in parts.claims.iter() {
             parts

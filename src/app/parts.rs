@@ -7,13 +7,17 @@ use crate::config::model::{Cluster, Config, Kafka};
 use crate::error::Error;
 use crate::kafka::client::Bootstrap;
 use crate::kafka::embedded::Embedded;
-use crate::kafka::producer::Producer;
-use crate::messages::Timelines;
+use crate::kafka::producer::{Answers, Producer};
+use crate::messages::keys::{Keys, Promised};
+use crate::messages::{Event, Timelines, What};
 use crate::pattern::ReplayBudget;
 use crate::pattern::hop::Via;
+use crate::pattern::outbox::{self, Outbox};
 use crate::pattern::publish::Sender;
 use crate::service::Meters;
+use crate::spool::{OpenError, Recovery, Spool};
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::names;
 use crate::tls::{Identity, LoadError};
 use crate::upstream;
 
@@ -68,7 +72,10 @@ impl Parts {
             .collect::<Result<Vec<_>, _>>()?;
         let broker = match &config.kafka {
             None => None,
-            Some(kafka) => Some(broker(kafka, config, instance, &claims, &timelines)?),
+            Some(kafka) => {
+                let of = (kafka, config);
+                Some(broker(of, instance, &claims, &timelines, &metrics)?)
+            }
         };
         Ok(Self {
             outbound_via: Via::new(&config.service, "outbound"),
@@ -96,17 +103,20 @@ pub enum BuildError {
     /// A certificate, its key or its CA.
     #[error("tls: {0}")]
     Tls(#[from] LoadError),
+    /// The spool's folder.
+    #[error("{0}")]
+    Spool(#[from] OpenError),
     /// A part that the configuration needs could not be built.
     #[error("{0}")]
     Part(#[from] Error),
 }
 
 fn broker(
-    kafka: &Kafka,
-    config: &Config,
+    (kafka, config): (&Kafka, &Config),
     instance: String,
     claims: &Arc<Stores>,
     timelines: &Arc<Timelines>,
+    metrics: &Metrics,
 ) -> Result<Broker, BuildError> {
     let (bootstrap, embedded) = match &kafka.cluster {
         Cluster::Brokers(addresses) => (Bootstrap::brokers(addresses), None),
@@ -119,13 +129,34 @@ fn broker(
             (embedded.bootstrap(), Some(embedded))
         }
     };
-    let producer = Arc::new(Producer::new(kafka, &bootstrap)?);
+    let keys = Keys::new(config.messages);
+    // Opened before the broker's client is made: what it refuses must leave nothing behind.
+    let opened = config.spool.as_ref().map(|rule| {
+        let opened = Spool::open(rule, config.messages.max, config.messages.keep)?;
+        Ok::<_, OpenError>((opened, rule.survives))
+    });
+    let opened = opened.transpose()?;
+    let room = kafka.queue_max / 4 * 3;
+    let way = outbox::Shared::new(room, Arc::clone(timelines), metrics);
+    let answers = opened
+        .as_ref()
+        .map(|_| Arc::clone(&way) as Arc<dyn Answers>);
+    let producer = Arc::new(Producer::new(kafka, &bootstrap, answers)?);
+    let outbox = match opened {
+        None => None,
+        Some((opened, survives)) => {
+            remember(&opened.recovery, timelines, &keys, metrics);
+            Some((Outbox::start(way, opened, &producer)?, survives))
+        }
+    };
     let sender = Arc::new(Sender {
         service: config.service.clone(),
         instance,
         producer,
         claims: Arc::clone(claims),
         timelines: Arc::clone(timelines),
+        keys,
+        outbox,
     });
     Ok(Broker {
         kafka: kafka.clone(),
@@ -133,4 +164,37 @@ fn broker(
         sender,
         _embedded: embedded,
     })
+}
+
+/// Puts back what an earlier run's spool tells: timelines and idempotency keys.
+fn remember(recovery: &Recovery, timelines: &Timelines, keys: &Keys, metrics: &Metrics) {
+    if recovery.owed > 0 {
+        tracing::info!(
+            messages = recovery.owed,
+            "the spool has messages of an earlier run; they are sent first"
+        );
+    }
+    metrics
+        .gauge(&names::SPOOL_DAMAGED, &[])
+        .set(recovery.damaged as f64);
+    metrics
+        .counter(&names::SPOOL_LOST, &[])
+        .increment(recovery.lost);
+    for known in &recovery.known {
+        timelines.record(known.id, Event::at(known.accepted, What::Accepted));
+        let promised = match known.replicated {
+            None => {
+                timelines.record(known.id, Event::at(known.accepted, What::Spooled));
+                Promised::Spooled
+            }
+            Some((at, partition, offset)) => {
+                let replicated = Event::at(at, What::Replicated);
+                timelines.record(known.id, replicated.place(partition, offset));
+                Promised::Replicated(partition, offset)
+            }
+        };
+        if let Some(proof) = known.proof {
+            keys.restore(known.id, proof, promised, known.accepted);
+        }
+    }
 }

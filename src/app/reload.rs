@@ -139,7 +139,7 @@ impl Sidecar {
 
 /// The configuration in comparable pieces. Debug text is exact for plain data; secrets are compared apart, since theirs
 /// is blanked.
-fn sections(config: &Config) -> [(&'static str, String); 16] {
+fn sections(config: &Config) -> [(&'static str, String); 17] {
     let secrets = config.kafka.as_ref().map(|kafka| {
         kafka
             .properties
@@ -165,6 +165,7 @@ fn sections(config: &Config) -> [(&'static str, String); 16] {
         ("kafka", format!("{:?} {secrets:?}", config.kafka)),
         ("tls", format!("{:?}", config.tls)),
         ("dns", format!("{:?}", config.dns)),
+        ("spool", format!("{:?}", config.spool)),
         ("claims", format!("{:?}", config.claims)),
         ("messages", format!("{:?}", config.messages)),
         ("probe", format!("{:?}", config.probe)),

@@ -82,6 +82,7 @@ pub(super) static FILE: Shape = Shape {
         each("subscriptions", &SUBSCRIPTION),
         named("services", &SERVICE),
         section("kafka", &KAFKA),
+        section("spool", &SPOOL),
         named("claims", &CLAIM),
         section("messages", &MESSAGES),
         section("probe", &DOOR),
@@ -90,7 +91,6 @@ pub(super) static FILE: Shape = Shape {
         section("limits", &LIMITS),
         named("tls", &TLS),
         section("dns", &DNS),
-        later("spool"),
         later("channels"),
         later("log"),
         later("telemetry"),
@@ -169,6 +169,7 @@ pub(super) static PUBLISH: Shape = Shape {
         key("key"),
         key("key_missing"),
         key("accept"),
+        key("ack_wait"),
         section("slim", &SLIM),
         section("headers", &HEADERS),
         key("max_body"),
@@ -176,7 +177,6 @@ pub(super) static PUBLISH: Shape = Shape {
         later("schema"),
         later("reply"),
         later("track"),
-        later("ack_wait"),
     ],
 };
 
@@ -281,6 +281,10 @@ pub(super) static KAFKA: Shape = Shape {
         key("queue_max"),
         later("replies"),
     ],
+};
+
+pub(super) static SPOOL: Shape = Shape {
+    keys: &[key("path"), key("max"), key("survives")],
 };
 
 pub(super) static CLAIM: Shape = Shape {

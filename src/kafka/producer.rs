@@ -120,6 +120,15 @@ impl From<PublishError> for Error {
     }
 }
 
+/// Where the answers to [`Producer::offer`] go. It is called on the native client's threads and must not block.
+pub trait Answers: Send + Sync + 'static {
+    /// The broker's answer to one record.
+    fn answer(&self, tag: u64, outcome: Outcome);
+
+    /// The native client is gone: what it had not answered is unknown, and never will be answered.
+    fn lost(&self);
+}
+
 /// The producer. Dropping it ends its threads in the background and gives up what still waits; see
 /// [`Producer::flush`].
 #[derive(Debug)]
@@ -128,12 +137,18 @@ pub struct Producer {
 }
 
 type Native = ThreadedProducer<Reports>;
-type Outcome = Result<Ack, PublishError>;
+/// The broker's answer to one record.
+pub type Outcome = Result<Ack, PublishError>;
+
+/// Marks the word that travels with an offered record; the word of one that a caller waits for never has it: its
+/// generation would have to come to 2³¹.
+const OFFERED: usize = 1 << (usize::BITS - 1);
 
 struct Shared {
     /// Absent while it is made anew.
     native: ArcSwapOption<Native>,
     slots: Arc<Slots<Outcome>>,
+    answers: Option<Arc<dyn Answers>>,
     link: Arc<Link>,
     config: ClientConfig,
     redactor: Redactor,
@@ -145,16 +160,27 @@ struct Shared {
 impl Producer {
     /// Makes the native client and the thread that watches the broker. It does not wait for the broker.
     ///
+    /// With `answers` the client repeats a record for as long as it takes, since whoever offers it keeps it for as long;
+    /// a record that was given up after a while could be overtaken by a later one of its key.
+    ///
     /// # Errors
     /// A property is refused, or the system gives no thread.
-    pub fn new(kafka: &Kafka, bootstrap: &Bootstrap) -> Result<Self, SetupError> {
-        let config = client::producer_config(kafka, bootstrap)?;
+    pub fn new(
+        kafka: &Kafka,
+        bootstrap: &Bootstrap,
+        answers: Option<Arc<dyn Answers>>,
+    ) -> Result<Self, SetupError> {
+        let mut config = client::producer_config(kafka, bootstrap)?;
+        if answers.is_some() {
+            config.set("message.timeout.ms", "0");
+        }
         let record_max = config
             .get("message.max.bytes")
             .and_then(|text| text.parse().ok());
         let shared = Arc::new(Shared {
             native: ArcSwapOption::empty(),
             slots: Arc::new(Slots::new(QUEUE_RECORDS_MAX)),
+            answers,
             link: Arc::new(Link::new()),
             config,
             redactor: Redactor::of(&kafka.properties),
@@ -182,6 +208,16 @@ impl Producer {
         }
         self.shared.link.doubt();
         Err(PublishError::TimedOut)
+    }
+
+    /// Sends a record on its way. What becomes of it comes to the [`Answers`] that this producer was made with, with the
+    /// tag, of which the upper bit is lost. It may be called while the broker is away.
+    ///
+    /// # Errors
+    /// Nothing was sent: the native client's queue is full, it is being made anew ([`PublishError::BrokerAway`]), or the
+    /// record can never be sent.
+    pub fn offer(&self, record: Outgoing<'_>, tag: u64) -> Result<(), PublishError> {
+        self.shared.offer(record, tag)
     }
 
     /// Whether calls are refused because the broker does not answer.
@@ -229,7 +265,26 @@ impl Shared {
         if bytes > self.record_max {
             return Err(PublishError::TooLarge);
         }
-        if self.link.is_away() || self.link.is_fatal() {
+        if self.link.is_away() {
+            return Err(PublishError::BrokerAway);
+        }
+        let ticket = self.slots.reserve(bytes).ok_or(PublishError::QueueFull)?;
+        self.enqueue(record, ticket).inspect_err(|_| {
+            self.slots.release(ticket);
+        })?;
+        Ok(ticket)
+    }
+
+    fn offer(&self, record: Outgoing<'_>, tag: u64) -> Result<(), PublishError> {
+        if record.bytes() > self.record_max {
+            return Err(PublishError::TooLarge);
+        }
+        self.enqueue(record, tag as usize | OFFERED)
+    }
+
+    /// Gives a record to the native client, with the word that comes back with its answer.
+    fn enqueue(&self, record: Outgoing<'_>, word: usize) -> Result<(), PublishError> {
+        if self.link.is_fatal() {
             return Err(PublishError::BrokerAway);
         }
         let native = self.native.load();
@@ -239,7 +294,6 @@ impl Shared {
         if self.topic.get().is_none() {
             self.topic.get_or_init(|| record.topic.to_owned());
         }
-        let ticket = self.slots.reserve(bytes).ok_or(PublishError::QueueFull)?;
         let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
         for (key, value) in record.headers {
             headers = headers.insert(NativeHeader {
@@ -247,21 +301,19 @@ impl Shared {
                 value: Some(&**value),
             });
         }
-        let mut native_record =
-            BaseRecord::<[u8], [u8], Ticket>::with_opaque_to(record.topic, ticket)
-                .payload(record.value)
-                .headers(headers);
+        let mut native_record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(record.topic, word)
+            .payload(record.value)
+            .headers(headers);
         native_record.key = record.key;
-        native.send(native_record).map_err(|(error, _)| {
-            self.slots.release(ticket);
-            reason(&error)
-        })?;
-        Ok(ticket)
+        native
+            .send(native_record)
+            .map_err(|(error, _)| reason(&error))
     }
 
     fn connect(&self) -> Result<Native, SetupError> {
         let reports = Reports {
             slots: Arc::clone(&self.slots),
+            answers: self.answers.clone(),
             link: Arc::clone(&self.link),
             reporter: Reporter::new("producer", self.redactor.clone()),
         };
@@ -289,6 +341,9 @@ impl Shared {
             self.retire(old);
         }
         self.slots.answer_all(|| Err(PublishError::Fatal));
+        if let Some(answers) = &self.answers {
+            answers.lost();
+        }
         match self.connect() {
             Ok(native) => {
                 self.native.store(Some(Arc::new(native)));
@@ -321,7 +376,7 @@ impl std::fmt::Debug for Shared {
 
 impl Outgoing<'_> {
     /// What the record needs on the wire, at most, uncompressed.
-    fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         let headers = self
             .headers
             .iter()
@@ -361,6 +416,7 @@ fn keep(shared: &Shared) {
 /// The native client's callbacks.
 struct Reports {
     slots: Arc<Slots<Outcome>>,
+    answers: Option<Arc<dyn Answers>>,
     link: Arc<Link>,
     reporter: Reporter,
 }
@@ -375,7 +431,10 @@ impl ClientContext for Reports {
     fn error(&self, error: KafkaError, text: &str) {
         match error.rdkafka_error_code() {
             Some(RDKafkaErrorCode::Fatal) => self.link.fatal(),
-            Some(RDKafkaErrorCode::AllBrokersDown) => self.link.doubt(),
+            // Credentials that expired come back as they went: to a call it is as if the broker were away.
+            Some(RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::Authentication) => {
+                self.link.doubt();
+            }
             _ => {}
         }
         self.reporter.warn(&error.to_string(), text);
@@ -383,9 +442,9 @@ impl ClientContext for Reports {
 }
 
 impl ProducerContext for Reports {
-    type DeliveryOpaque = Ticket;
+    type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Ticket) {
+    fn delivery(&self, result: &DeliveryResult<'_>, word: usize) {
         let outcome = match result {
             Ok(record) => {
                 self.link.up();
@@ -404,7 +463,14 @@ impl ProducerContext for Reports {
                 Err(reason)
             }
         };
-        self.slots.answer(ticket, outcome);
+        match &self.answers {
+            Some(answers) if word & OFFERED != 0 => {
+                answers.answer((word & !OFFERED) as u64, outcome);
+            }
+            _ => {
+                self.slots.answer(word, outcome);
+            }
+        }
     }
 }
 

@@ -33,7 +33,8 @@ fn kafka(properties: &[(&str, &str)]) -> Kafka {
 
 fn start(properties: &[(&str, &str)]) -> (Embedded, Producer) {
     let broker = Embedded::start().expect("a broker");
-    let producer = Producer::new(&kafka(properties), &broker.bootstrap()).expect("a producer");
+    let producer =
+        Producer::new(&kafka(properties), &broker.bootstrap(), None).expect("a producer");
     (broker, producer)
 }
 
@@ -164,7 +165,7 @@ async fn calls_end_at_once_while_the_broker_is_away_and_pass_when_it_is_back() {
 #[tokio::test]
 async fn a_broker_that_was_never_there_is_known_to_be_away_soon() {
     let nowhere = Bootstrap::brokers(&["127.0.0.1:1".into()]);
-    let producer = Producer::new(&kafka(&[]), &nowhere).expect("a producer needs no broker");
+    let producer = Producer::new(&kafka(&[]), &nowhere, None).expect("a producer needs no broker");
     let started = Instant::now();
     eventually(async || producer.is_away().then_some(())).await;
     assert!(
@@ -213,7 +214,7 @@ async fn a_full_queue_is_an_answer_and_not_a_wait() {
         queue_max: 64 << 10,
         ..kafka(&[("linger.ms", "2000")])
     };
-    let producer = Arc::new(Producer::new(&small, &broker.bootstrap()).expect("a producer"));
+    let producer = Arc::new(Producer::new(&small, &broker.bootstrap(), None).expect("a producer"));
     let value = "x".repeat(16 << 10);
     let mut waiting = Vec::new();
     let full = loop {

@@ -5,6 +5,7 @@
 //! Nothing here outlives the process.
 
 mod event;
+pub mod keys;
 mod slot;
 
 use std::collections::HashMap;

@@ -7,28 +7,36 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST};
+use http::header::{CONTENT_TYPE, HOST, HeaderName};
 use http::request;
 use metrics::{Counter, Histogram};
+use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
+use super::outbox::Outbox;
+use super::promise::{self, Drafted, Way};
 use super::refusals::Refusals;
 use super::slim::Plan;
 use crate::body::Body;
 use crate::claims::{Claim, Stores};
 use crate::config::model::{ClaimIndex, HeaderRule, Publish as Rule, Survives};
 use crate::error::{Error, Kind};
-use crate::kafka::producer::{Ack, Outgoing, Producer, PublishError};
+use crate::kafka::producer::{Producer, PublishError};
 use crate::kafka::record::{self, ClaimRef, Message};
-use crate::messages::{Event, Timelines, What};
-use crate::reply::accepted::{self, Accepted, ClaimKept};
+use crate::messages::Timelines;
+use crate::messages::keys::{Begun, Keys, Promised, Proof, Using};
+use crate::reply::accepted::{self, Accepted, ClaimKept, SpoolKept};
 use crate::service::{Call, Response};
 use crate::telemetry::metrics::{Metrics, Outcomes};
 use crate::telemetry::names;
 
 /// How long a caller may take to send the body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Names a call so that it is accepted once.
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const IDEMPOTENCY_KEY_MAX: usize = 255;
 
 /// What all publishing routes of a sidecar share.
 pub struct Sender {
@@ -42,14 +50,18 @@ pub struct Sender {
     pub claims: Arc<Stores>,
     /// Where each message's timeline is.
     pub timelines: Arc<Timelines>,
+    /// The idempotency keys that were used.
+    pub keys: Keys,
+    /// The way through the spool, and what the spool's folder outlives.
+    pub outbox: Option<(Outbox, Survives)>,
 }
 
 /// What one route does with its calls.
 pub struct Publish {
-    topic: String,
+    route: String,
+    way: Way,
     headers: HeaderRule,
     max_body: usize,
-    timeout: Duration,
     plan: Plan,
     claim: Option<(ClaimIndex, Survives)>,
     sender: Arc<Sender>,
@@ -59,6 +71,7 @@ pub struct Publish {
 
 struct Meters {
     replicated: Counter,
+    spooled: Counter,
     refused: Outcomes,
     seconds: Histogram,
     bytes: Counter,
@@ -73,6 +86,14 @@ struct Draft {
     saved: usize,
 }
 
+/// What a call's idempotency key comes to.
+enum Key<'a> {
+    /// It is the first with that key.
+    New(Uuid, Proof, Using<'a>),
+    /// Its message is there already.
+    Used(Uuid, Promised),
+}
+
 /// What a message has from its first moment.
 struct Birth<'a> {
     id: Uuid,
@@ -81,19 +102,23 @@ struct Birth<'a> {
 }
 
 impl Publish {
-    /// Builds a route's publishing; `survives` tells what its claim store outlives.
+    /// Builds the publishing of the route of that name; `survives` tells what its claim store outlives.
     pub fn new(
-        rule: &Rule,
+        (route, rule): (&str, &Rule),
         survives: Option<Survives>,
         sender: &Arc<Sender>,
         metrics: &Metrics,
     ) -> Self {
         let labels = [("topic", rule.topic.as_str())];
+        let accepted = |outcome| {
+            let labels = [("topic", rule.topic.as_str()), ("outcome", outcome)];
+            metrics.counter(&names::PUBLISHED, &labels)
+        };
         Self {
-            topic: rule.topic.clone(),
+            route: route.to_owned(),
+            way: Way::of(rule),
             headers: rule.headers.clone(),
             max_body: rule.max_body,
-            timeout: rule.timeout,
             plan: Plan::of(rule),
             claim: rule
                 .slim
@@ -102,10 +127,8 @@ impl Publish {
             sender: Arc::clone(sender),
             refusals: Refusals::default(),
             meters: Meters {
-                replicated: metrics.counter(
-                    &names::PUBLISHED,
-                    &[("topic", rule.topic.as_str()), ("outcome", "replicated")],
-                ),
+                replicated: accepted("replicated"),
+                spooled: accepted("spooled"),
                 refused: Outcomes::new(metrics, &names::PUBLISHED, &labels),
                 seconds: metrics.histogram(&names::PUBLISH_SECONDS, &labels),
                 bytes: metrics.counter(&names::PUBLISHED_BYTES, &labels),
@@ -114,15 +137,15 @@ impl Publish {
         }
     }
 
-    /// Publishes a call. The answer is a 202 only after the broker's acknowledgement.
+    /// Publishes a call. The answer is a 202 only after the broker's acknowledgement, or the spool's sync.
     ///
     /// # Errors
-    /// The caller's faults before anything is kept or sent; the claim store's before anything is sent; the broker's.
+    /// The caller's faults before anything is kept or sent; the claim store's before anything is sent; the spool's and
+    /// the broker's.
     pub async fn call(&self, call: Box<Call>) -> Result<Response, Error> {
         let published = self.publish(call).await;
-        match &published {
-            Ok(_) => self.meters.replicated.increment(1),
-            Err(error) => self.meters.refused.refused(error.kind()),
+        if let Err(error) = &published {
+            self.meters.refused.refused(error.kind());
         }
         published
     }
@@ -134,44 +157,80 @@ impl Publish {
             permit: _until_the_end,
             ..
         } = *call;
-        let accepted_at = SystemTime::now();
+        let time = SystemTime::now();
         let (head, body) = request.into_parts();
         let body = self.read(body).await?;
+        let key = self.idempotency(&head, &body)?;
+        let (id, proof, using) = match key {
+            None => (Uuid::now_v7(), None, None),
+            Some(Key::New(id, proof, using)) => (id, Some(proof), Some(using)),
+            Some(Key::Used(id, promised)) => return Ok(self.respond(id, promised, None)),
+        };
         let draft = self.draft(&head, body).await?;
-        let id = Uuid::now_v7();
         let birth = Birth {
             id,
             traceparent: Some(trace.text()),
-            time: accepted_at,
+            time,
         };
         let message = self.message(&head, birth, &draft);
-        let headers = record::encode(&message);
-        let outgoing = Outgoing {
-            topic: &self.topic,
-            key: draft.key.as_deref(),
-            value: &draft.value,
-            headers: &headers,
+        let drafted = Drafted {
+            id,
+            time,
+            proof,
+            key: draft.key.clone(),
+            headers: record::encode(&message),
+            value: draft.value.clone(),
         };
         let sent = Instant::now();
-        let ack = self
-            .sender
-            .producer
-            .publish(outgoing, sent + self.timeout)
+        let promised = promise::keep(&self.sender, &self.way, drafted)
             .await
-            .map_err(Error::from)
             .inspect_err(|error| self.refusals.note(error, draft.value.len()))?;
         self.meters.seconds.record(sent.elapsed());
         self.meters.bytes.increment(draft.value.len() as u64);
         self.meters.slimmed.increment(draft.saved as u64);
-        self.sender
-            .timelines
-            .record(id, Event::at(accepted_at, What::Accepted));
-        self.sender.timelines.record(
-            id,
-            Event::now(What::Replicated).place(ack.partition, ack.offset),
-        );
-        tracing::debug!(%id, topic = self.topic, partition = ack.partition, offset = ack.offset, trace = trace.id(), "published");
-        Ok(accepted::respond(&self.accepted(id, ack, &draft)))
+        if let Some(using) = using {
+            using.keep(promised);
+        }
+        match promised {
+            Promised::Replicated(partition, offset) => {
+                self.meters.replicated.increment(1);
+                tracing::debug!(%id, topic = &*self.way.topic, partition, offset, trace = trace.id(), "published");
+            }
+            Promised::Spooled => {
+                self.meters.spooled.increment(1);
+                tracing::debug!(%id, topic = &*self.way.topic, trace = trace.id(), "spooled");
+            }
+        }
+        Ok(self.respond(id, promised, draft.claim.as_ref().map(|(claim, _)| claim)))
+    }
+
+    /// Looks up the call's idempotency key, if it has one. It is taken with its quotes where it has them
+    /// (draft-ietf-httpapi-idempotency-key-header).
+    fn idempotency(&self, head: &request::Parts, body: &Bytes) -> Result<Option<Key<'_>>, Error> {
+        let mut keys = head.headers.get_all(IDEMPOTENCY_KEY).iter();
+        let Some(key) = keys.next() else {
+            return Ok(None);
+        };
+        let key = key.as_bytes();
+        if keys.next().is_some() || key.is_empty() || key.len() > IDEMPOTENCY_KEY_MAX {
+            let detail =
+                format!("a call has one idempotency-key of 1 to {IDEMPOTENCY_KEY_MAX} bytes");
+            return Err(Error::new(Kind::BadRequest, detail));
+        }
+        let id = Keys::id(&self.sender.service, &self.route, key);
+        let proof = Sha256::digest(body).into();
+        match self.sender.keys.begin(id, proof) {
+            Begun::New(using) => Ok(Some(Key::New(id, proof, using))),
+            Begun::Same(promised) => Ok(Some(Key::Used(id, promised))),
+            Begun::InProgress => {
+                let detail = "the first call with this idempotency-key has no answer yet";
+                Err(Error::new(Kind::KeyInProgress, detail).after(Duration::from_secs(1)))
+            }
+            Begun::Other => Err(Error::new(
+                Kind::KeyReused,
+                "this idempotency-key was used with another body",
+            )),
+        }
     }
 
     async fn read(&self, body: Body) -> Result<Bytes, Error> {
@@ -200,8 +259,10 @@ impl Publish {
             });
         };
         // Otherwise the bodies of refused calls would fill the store.
-        if self.sender.producer.is_away() {
-            return Err(PublishError::BrokerAway.into());
+        match &self.sender.outbox {
+            Some((outbox, _)) => outbox.check(&self.way.topic)?,
+            None if self.sender.producer.is_away() => return Err(PublishError::BrokerAway.into()),
+            None => {}
         }
         if cut.body.len() > self.sender.producer.record_max() {
             return Err(PublishError::TooLarge.into());
@@ -249,19 +310,30 @@ impl Publish {
         }
     }
 
-    fn accepted(&self, id: Uuid, ack: Ack, draft: &Draft) -> Accepted {
+    fn respond(&self, id: Uuid, promised: Promised, claim: Option<&Claim>) -> Response {
         let survives = self.claim.map_or(Survives::Pod, |(_, survives)| survives);
-        Accepted {
+        let place = match promised {
+            Promised::Replicated(partition, offset) => Some((partition, offset)),
+            Promised::Spooled => None,
+        };
+        let spool = self.sender.outbox.as_ref().filter(|_| place.is_none());
+        accepted::respond(&Accepted {
             id: id.to_string(),
-            status: "replicated",
-            topic: self.topic.clone(),
-            partition: ack.partition,
-            offset: ack.offset,
-            claim: draft.claim.as_ref().map(|(claim, _)| ClaimKept {
+            status: match promised {
+                Promised::Replicated(..) => "replicated",
+                Promised::Spooled => "spooled",
+            },
+            topic: self.way.topic.to_string(),
+            partition: place.map(|(partition, _)| partition),
+            offset: place.map(|(_, offset)| offset),
+            spool: spool.map(|(_, survives)| SpoolKept {
+                survives: *survives,
+            }),
+            claim: claim.map(|claim| ClaimKept {
                 survives,
                 size: claim.size,
                 expires: humantime::format_rfc3339_seconds(claim.expires).to_string(),
             }),
-        }
+        })
     }
 }

@@ -13,17 +13,29 @@ use crate::service::Response;
 pub struct Accepted {
     /// The message's id for life.
     pub id: String,
-    /// `replicated`: the broker acknowledged it with acks=all.
+    /// `replicated`: the broker acknowledged it with acks=all. `spooled`: it is synced to the spool's disk.
     pub status: &'static str,
     /// Where it went.
     pub topic: String,
-    /// The partition.
-    pub partition: i32,
-    /// The offset.
-    pub offset: i64,
+    /// The partition, once the broker has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partition: Option<i32>,
+    /// The offset, once the broker has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offset: Option<i64>,
+    /// What the spool outlives that it is in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spool: Option<SpoolKept>,
     /// What its claim outlives, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub claim: Option<ClaimKept>,
+}
+
+/// How durable a spooled message is.
+#[derive(Debug, Serialize)]
+pub struct SpoolKept {
+    /// What the spool's folder outlives.
+    pub survives: Survives,
 }
 
 /// How durable a claim is.

@@ -89,7 +89,12 @@ fn grpc_status(kind: Kind) -> u16 {
         Kind::RateLimited | Kind::BodyTooLarge | Kind::RecordTooLarge => 8,
         Kind::NoRoute | Kind::NotFound | Kind::MethodNotAllowed | Kind::NotImplemented => 12,
         Kind::Internal | Kind::BadAnswer | Kind::ClaimDamaged | Kind::Loop => 13,
-        Kind::BadRequest | Kind::NotJson | Kind::KeyMissing | Kind::TargetTooLong => 3,
+        Kind::BadRequest
+        | Kind::NotJson
+        | Kind::KeyMissing
+        | Kind::KeyReused
+        | Kind::TargetTooLong => 3,
+        Kind::KeyInProgress => 10,
         Kind::CallerGone | Kind::CallerLeft => 1,
         Kind::Unknown | Kind::Expired => 5,
         Kind::Overloaded
@@ -100,6 +105,7 @@ fn grpc_status(kind: Kind) -> u16 {
         | Kind::BrokerAway
         | Kind::TopicUnknown
         | Kind::BrokerRefused
+        | Kind::Spool
         | Kind::ClaimStore => 14,
     }
 }
@@ -136,6 +142,9 @@ fn title(kind: Kind) -> &'static str {
         Kind::Expired => "No longer kept",
         Kind::ClaimDamaged => "The kept body is damaged",
         Kind::ClaimStore => "The body can not be kept",
+        Kind::Spool => "The message can not be kept",
+        Kind::KeyReused => "The idempotency key was used before",
+        Kind::KeyInProgress => "The call is still under way",
         Kind::Internal => "A fault of the sidecar",
     }
 }
@@ -155,6 +164,8 @@ fn proxy_status(kind: Kind) -> &'static str {
         | Kind::BodyTooLarge
         | Kind::NotAllowed
         | Kind::RateLimited
+        | Kind::KeyReused
+        | Kind::KeyInProgress
         | Kind::RecordTooLarge => "http_request_denied",
         Kind::TlsFailed => "tls_certificate_error",
         Kind::Loop => "proxy_loop_detected",
@@ -167,7 +178,7 @@ fn proxy_status(kind: Kind) -> &'static str {
         Kind::Deadline => "http_response_timeout",
         Kind::BrokerAway | Kind::TopicUnknown | Kind::BrokerRefused => "destination_unavailable",
         Kind::ClaimDamaged => "http_response_incomplete",
-        Kind::ClaimStore | Kind::Internal => "proxy_internal_error",
+        Kind::ClaimStore | Kind::Spool | Kind::Internal => "proxy_internal_error",
     }
 }
 

@@ -72,6 +72,16 @@ names! {
     HYDRATIONS = "wayside_hydrations_total", "claims asked for";
     /// Label: `store`.
     CLAIM_BYTES = "wayside_claim_bytes", "bytes that a claim store has on disk";
+    /// No label.
+    SPOOL_BYTES = "wayside_spool_bytes", "bytes that the spool has on disk";
+    /// No label.
+    SPOOL_OWED = "wayside_spool_messages", "messages in the spool that the broker does not have yet";
+    /// No label.
+    SPOOL_ASIDE = "wayside_spool_messages_aside", "messages in the spool that are too large for their topic";
+    /// No label.
+    SPOOL_LOST = "wayside_spool_messages_lost_total", "messages of the spool that damage has taken";
+    /// No label.
+    SPOOL_DAMAGED = "wayside_spool_damaged_bytes", "bytes of the spool that did not check when it was opened";
     /// Label: `result` (`ok`, `unchanged`, `refused`).
     RELOADS = "wayside_config_reloads_total", "attempts to reload the configuration";
     /// No label.

@@ -38,6 +38,7 @@ mod reload;
 mod replicas;
 mod rewrite;
 mod rules;
+mod spool;
 mod subscription;
 mod tidy;
 mod tls;

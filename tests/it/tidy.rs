@@ -9,7 +9,7 @@ const FILE_LINES_MAX: usize = 600;
 
 /// Which top-level modules a module may name, besides those that are for all.
 ///
-/// Reading order is the life of a call; arrows go right. Mechanisms (upstream, kafka, claims) never name each other.
+/// Reading order is the life of a call; arrows go right. Mechanisms (upstream, kafka, spool, claims) never name each other.
 const ARROWS: &[(&str, &[&str])] = &[
     (
         "listen",
@@ -18,13 +18,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("route", &[]),
     (
         "pattern",
-        &["upstream", "kafka", "claims", "messages", "reply"],
+        &["upstream", "kafka", "claims", "messages", "reply", "spool"],
     ),
     ("upstream", &["tls"]),
     ("tls", &[]),
     ("kafka", &[]),
     ("claims", &[]),
     ("messages", &[]),
+    ("spool", &[]),
     ("reply", &[]),
     ("admin", &["route", "reply"]),
     ("config", &[]),

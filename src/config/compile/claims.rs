@@ -52,12 +52,7 @@ fn store(name: &str, at: &At<'_>) -> Option<ClaimStore> {
         at.duration(Duration::from_secs(1)..=365 * DAY)
     });
     let max = map.or("max", MAX_DEFAULT, |at| at.size(1 << 20..=1 << 48));
-    let survives = map.maybe("survives", |at| {
-        at.word(&[
-            ("pod", Some(Survives::Pod)),
-            ("volume", Some(Survives::Volume)),
-        ])
-    });
+    let survives = map.maybe("survives", survives);
     if survives == Some(None) && !elsewhere {
         at.warning(
             "`survives` is not set, so bodies are told to end with the pod (`survives: pod`)",
@@ -73,7 +68,16 @@ fn store(name: &str, at: &At<'_>) -> Option<ClaimStore> {
     })
 }
 
-fn folder(text: &str) -> Result<PathBuf, Invalid> {
+/// Reads what a folder outlives.
+pub(super) fn survives(at: &At<'_>) -> Option<Survives> {
+    at.word(&[
+        ("pod", Some(Survives::Pod)),
+        ("volume", Some(Survives::Volume)),
+    ])
+}
+
+/// Reads a folder.
+pub(super) fn folder(text: &str) -> Result<PathBuf, Invalid> {
     if text.is_empty() || text.contains('\0') {
         return Err(Invalid::new(format!("{} is not a folder", quoted(text))));
     }

@@ -13,6 +13,7 @@ mod publish;
 mod retry;
 mod services;
 mod slim;
+mod spool;
 mod subscriptions;
 mod tls;
 
@@ -32,6 +33,8 @@ struct Around {
     /// Bytes that each store of `claims` takes; shorter than `claims` if one is wrong.
     claims_max: Vec<u64>,
     queue_max: Option<usize>,
+    /// Bytes of the spool; `None` without one.
+    spool_max: Option<u64>,
 }
 
 /// Compiles a whole file.
@@ -45,6 +48,12 @@ pub(super) fn config(root: &Node, source: Source<'_>) -> Option<Config> {
     let kafka = file.maybe("kafka", kafka::kafka);
     kafka::together(&file, kafka.iter().flatten().next());
     let claims = file.or("claims", Vec::new(), claims::claims);
+    let spool = file.maybe("spool", spool::spool);
+    spool::check(
+        &file,
+        spool.iter().flatten().next(),
+        claims.as_deref().unwrap_or_default(),
+    );
     let around = Around {
         service: service.clone(),
         services: file.or("services", Vec::new(), |at| at.keys()),
@@ -52,6 +61,11 @@ pub(super) fn config(root: &Node, source: Source<'_>) -> Option<Config> {
         claims: file.or("claims", Vec::new(), |at| at.keys()),
         claims_max: claims.iter().flatten().map(|store| store.max).collect(),
         queue_max: kafka.iter().flatten().map(|kafka| kafka.queue_max).next(),
+        // A wrong spool is one all the same: it is noted.
+        spool_max: file.find("spool").map(|_| {
+            let max = spool.iter().flatten().map(|spool| spool.max).next();
+            max.unwrap_or(u64::MAX)
+        }),
     };
     let services = file.or("services", Vec::new(), |at| services::services(at, &around));
     let outbound = file.maybe("outbound", |at| outbound::outbound(at, &around));
@@ -77,6 +91,7 @@ pub(super) fn config(root: &Node, source: Source<'_>) -> Option<Config> {
         tls: identities?,
         dns: dns?,
         kafka: kafka?,
+        spool: spool?,
         claims: claims?,
         messages: messages?,
         probe: probe?,

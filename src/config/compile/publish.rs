@@ -7,7 +7,7 @@ use http::HeaderName;
 
 use super::{Around, slim};
 use crate::config::diagnostic::Invalid;
-use crate::config::model::{HeaderRule, KeyMissing, KeyRule, PathPattern, Publish};
+use crate::config::model::{Accept, HeaderRule, KeyMissing, KeyRule, PathPattern, Publish};
 use crate::config::names::{parse_header, parse_kept_header, parse_topic};
 use crate::config::patterns::parse_pointer;
 use crate::config::read::{At, Map, all};
@@ -19,6 +19,7 @@ const HEADERS_MAX: usize = 100;
 /// Segments of a path that a key may be taken from.
 const SEGMENT_MAX: u64 = 64;
 const BODY_DEFAULT: usize = 1 << 20;
+const ACK_WAIT_DEFAULT: Duration = Duration::from_secs(1);
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 
 /// Reads what a route publishes; `path` is the route's own, to see whether a key can be taken from it.
@@ -32,8 +33,14 @@ pub(super) fn publish(at: &At<'_>, path: &PathPattern, around: &Around) -> Optio
             ("unordered", Some(KeyMissing::Unordered)),
         ])
     });
-    let accept = map.or("accept", (), |at| {
-        at.word(&[("replicated", Some(())), ("spooled", None)])
+    let accept = map.or("accept", Accept::Replicated, |at| {
+        at.word(&[
+            ("replicated", Some(Accept::Replicated)),
+            ("spooled", Some(Accept::Spooled)),
+        ])
+    });
+    let ack_wait = map.or("ack_wait", ACK_WAIT_DEFAULT, |at| {
+        at.duration(Duration::from_millis(1)..=Duration::from_secs(60))
     });
     let slim = map.maybe("slim", |at| slim::slim(at, around));
     let headers = map.or("headers", HeaderRule::default(), headers);
@@ -45,7 +52,7 @@ pub(super) fn publish(at: &At<'_>, path: &PathPattern, around: &Around) -> Optio
         at.error("this has no effect without `key`");
         return None;
     }
-    accept?;
+    spool_is_there(&map, accept?, around)?;
     let publish = Publish {
         topic: topic?,
         key: key?,
@@ -54,8 +61,26 @@ pub(super) fn publish(at: &At<'_>, path: &PathPattern, around: &Around) -> Optio
         headers: headers?,
         max_body: max_body?,
         timeout: timeout?,
+        accept: accept?,
+        ack_wait: ack_wait?,
     };
     body_fits(&map, &publish, around).then_some(publish)
+}
+
+/// Refuses what only a spool can do where there is none.
+fn spool_is_there(map: &Map<'_>, accept: Accept, around: &Around) -> Option<()> {
+    if around.spool_max.is_some() {
+        return Some(());
+    }
+    if let (Accept::Spooled, Some(at)) = (accept, map.find("accept")) {
+        at.error("there is no spool to keep the message in: add a `spool` section");
+        return None;
+    }
+    if let Some(at) = map.find("ack_wait") {
+        at.error("this has no effect without a `spool` section; `timeout` is how long the broker may take");
+        return None;
+    }
+    Some(())
 }
 
 fn key(at: &At<'_>, path: &PathPattern) -> Option<KeyRule> {
@@ -133,9 +158,12 @@ fn body_fits(map: &Map<'_>, publish: &Publish, around: &Around) -> bool {
             Some(max) => (*max, "`max` of the store that keeps it"),
             None => return true,
         },
-        None => match around.queue_max {
-            Some(max) => (max as u64, "`kafka.queue_max`"),
-            None => return true,
+        None => match (around.queue_max, around.spool_max) {
+            (Some(queue), Some(spool)) if spool / 4 < queue as u64 => {
+                (spool / 4, "a quarter of `spool.max`")
+            }
+            (Some(max), _) => (max as u64, "`kafka.queue_max`"),
+            (None, _) => return true,
         },
     };
     if body <= limit {

@@ -42,6 +42,8 @@ pub struct Config {
     pub dns: Vec<SocketAddr>,
     /// The broker, if any part needs one.
     pub kafka: Option<Kafka>,
+    /// The durable log before the broker.
+    pub spool: Option<Spool>,
     /// Stores of whole bodies; [`ClaimIndex`] points in here.
     pub claims: Vec<ClaimStore>,
     /// How many timelines are kept, and how long.
@@ -225,9 +227,25 @@ pub struct Publish {
     pub headers: HeaderRule,
     /// Largest body taken, in bytes; default 1 MiB. Above it the call is a 413.
     pub max_body: usize,
-    /// How long the broker may take to acknowledge; default 5 s.
+    /// How long the broker may take to acknowledge where there is no spool; default 5 s.
     #[serde(serialize_with = "duration")]
     pub timeout: Duration,
+    /// Which event releases the 202.
+    pub accept: Accept,
+    /// How long a `replicated` call waits for the broker before the spool's promise does; default 1 s.
+    #[serde(serialize_with = "duration")]
+    pub ack_wait: Duration,
+}
+
+/// Which event releases a 202.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Accept {
+    /// The broker's acknowledgement with acks=all; the default.
+    #[default]
+    Replicated,
+    /// The sync of the record in the spool, or the broker's acknowledgement if that comes first.
+    Spooled,
 }
 
 /// Where a record's key comes from.
@@ -409,6 +427,17 @@ impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(REDACTED)
     }
+}
+
+/// The durable log before the broker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Spool {
+    /// Its folder; made if missing, and for one process alone.
+    pub path: PathBuf,
+    /// Bytes on disk; default 1 GiB. Above it a call is a 503.
+    pub max: u64,
+    /// What the folder outlives, told in every 202.
+    pub survives: Survives,
 }
 
 /// A store of whole bodies.
