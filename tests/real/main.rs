@@ -25,6 +25,7 @@ mod delivery;
 mod event;
 mod outage;
 mod publish;
+mod spool;
 mod world;
 
 use std::sync::Once;
