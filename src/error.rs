@@ -9,6 +9,7 @@ use std::fmt;
 use std::time::Duration;
 
 use http::StatusCode;
+use serde::Serialize;
 
 /// Any cause.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
@@ -23,7 +24,41 @@ struct Inner {
     retry: Retry,
     detail: Cow<'static, str>,
     retry_after: Option<Duration>,
+    violations: Violations,
+    taking: Option<String>,
     source: Option<BoxError>,
+}
+
+/// One rule that a call breaks. It repeats nothing of the call but names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Violation {
+    /// Where in the body, as a JSON pointer (RFC 6901), cut at 500 characters; absent for what is not in the body.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pointer: Option<String>,
+    /// The keyword of the schema, or `key`, or `uniqueNames`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keyword: Option<String>,
+    /// Completes "POINTER …".
+    pub reason: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.pointer.as_deref() {
+            None => f.write_str(&self.reason),
+            Some("") => write!(f, "the body {}", self.reason),
+            Some(pointer) => write!(f, "{pointer} {}", self.reason),
+        }
+    }
+}
+
+/// The rules that a call breaks, as many as are told.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Violations {
+    /// In no particular order.
+    pub list: Vec<Violation>,
+    /// Whether there are more than these.
+    pub more: bool,
 }
 
 /// Whose side a failure was on.
@@ -103,6 +138,10 @@ kinds! {
     CallerLeft = "caller-left", BAD_REQUEST, Caller;
     /// The body is not JSON although the route needs it to be.
     NotJson = "not-json", BAD_REQUEST, Caller;
+    /// The body is of a media type that the route does not take.
+    MediaType = "unsupported-media-type", UNSUPPORTED_MEDIA_TYPE, Caller;
+    /// The body breaks the route's schema.
+    SchemaViolated = "schema-violated", BAD_REQUEST, Caller;
     /// The call lacks the key that its route asks for.
     KeyMissing = "key-missing", BAD_REQUEST, Caller;
     /// As many calls in flight as the door may have, or a queue is full.
@@ -157,6 +196,8 @@ impl Error {
             retry: Retry::Never,
             detail: detail.into(),
             retry_after: None,
+            violations: Violations::default(),
+            taking: None,
             source: None,
         }))
     }
@@ -170,6 +211,18 @@ impl Error {
     /// Says when the caller may come back.
     pub fn after(mut self, wait: Duration) -> Self {
         self.0.retry_after = Some(wait);
+        self
+    }
+
+    /// Adds the rules that the call breaks.
+    pub fn violating(mut self, violations: Violations) -> Self {
+        self.0.violations = violations;
+        self
+    }
+
+    /// Says which media types are taken instead, as `Accept` lists them (RFC 9110 section 12.5.1).
+    pub fn taking(mut self, types: String) -> Self {
+        self.0.taking = Some(types);
         self
     }
 
@@ -192,6 +245,16 @@ impl Error {
     /// The text that the client reads.
     pub fn detail(&self) -> &str {
         &self.0.detail
+    }
+
+    /// The rules that the call breaks.
+    pub fn violations(&self) -> &Violations {
+        &self.0.violations
+    }
+
+    /// The media types that are taken instead.
+    pub fn takes(&self) -> Option<&str> {
+        self.0.taking.as_deref()
     }
 
     /// When the caller may come back.

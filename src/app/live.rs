@@ -319,12 +319,7 @@ fn publish(
         .as_ref()
         .and_then(|slim| config.claims.get(slim.claim.0))
         .map(|store| store.survives);
-    Ok(Publish::new(
-        (name, rule),
-        survives,
-        &broker.sender,
-        &parts.metrics,
-    ))
+    Publish::new((name, rule), survives, &broker.sender, &parts.metrics)
 }
 
 /// Compiling the configuration has ruled this out; the error is there so that a defect is no panic.

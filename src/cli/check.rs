@@ -44,6 +44,7 @@ pub fn run(args: &Args) -> ExitCode {
             false => complain(
                 &config::Report {
                     errors: one.errors.clone(),
+                    files: Vec::new(),
                 }
                 .to_string(),
             ),

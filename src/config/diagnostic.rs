@@ -7,6 +7,8 @@ use std::ops::RangeInclusive;
 
 use serde::Serialize;
 
+use super::files::ReadFile;
+
 /// Errors printed at most; the rest is counted.
 const PRINTED_MAX: usize = 50;
 /// Diagnostics kept at most; a file with more is hopeless, and memory is not.
@@ -49,6 +51,9 @@ impl Place {
 pub struct Report {
     /// At least one.
     pub errors: Vec<Diagnostic>,
+    /// The other files that were read, good or not.
+    #[serde(skip)]
+    pub files: Vec<ReadFile>,
 }
 
 /// One error or warning.
@@ -84,6 +89,7 @@ impl Report {
         collector.error(place, "", Invalid::new(reason));
         Self {
             errors: collector.finish().0,
+            files: Vec::new(),
         }
     }
 }

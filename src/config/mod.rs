@@ -8,11 +8,13 @@ mod address;
 mod compile;
 mod diagnostic;
 mod expand;
+mod files;
 pub mod model;
 mod names;
 mod patterns;
 mod raw;
 mod read;
+mod schema;
 pub mod units;
 mod words;
 
@@ -22,11 +24,14 @@ use std::path::Path;
 
 pub use address::parse_address;
 pub use diagnostic::{Diagnostic, Invalid, Report};
+pub use files::ReadFile;
 pub use words::{accepted_keys, later_keys, nearest};
 
 use diagnostic::{Collector, Place};
+use files::{Files, Folder, Unread};
 use model::Secret;
 use read::Source;
+use schema::Schemas;
 
 /// The largest file that is read, in bytes; a bigger one is refused.
 pub const FILE_BYTES_MAX: usize = 1024 * 1024;
@@ -38,6 +43,8 @@ pub struct Loaded {
     pub config: model::Config,
     /// What is allowed but probably not meant, by line and column.
     pub warnings: Vec<Diagnostic>,
+    /// The other files that went into it.
+    pub files: Vec<ReadFile>,
 }
 
 /// Knows the properties of the broker's client, which this module does not. No word of it repeats a value.
@@ -101,18 +108,26 @@ pub fn load_judged(
 ) -> Result<Loaded, Report> {
     let name = path.display().to_string();
     let bytes = read(path).map_err(|reason| Report::single(&name, Place::START, reason))?;
-    let mut loaded = compile_bytes(&name, &bytes, env, judge)?;
-    // Certificates usually lie beside the file that names them, wherever the process was started.
-    let folder = path.parent().unwrap_or(Path::new(""));
-    for files in &mut loaded.config.tls {
-        for file in [&mut files.cert, &mut files.key, &mut files.ca] {
-            *file = folder.join(&file);
+    // What a file names usually lies beside it, wherever the process was started.
+    let folder = Folder::of(path);
+    let files = &folder;
+    let mut compiled = compile_bytes(&name, &bytes, &Asked { env, judge, files });
+    if let Ok(loaded) = &mut compiled {
+        for files in &mut loaded.config.tls {
+            for file in [&mut files.cert, &mut files.key, &mut files.ca] {
+                *file = folder.join(file);
+            }
         }
     }
-    Ok(loaded)
+    let files = folder.sources();
+    match compiled {
+        Ok(loaded) => Ok(Loaded { files, ..loaded }),
+        Err(report) => Err(Report { files, ..report }),
+    }
 }
 
-/// Compiles the text of a file that errors call `name`; pure, but for what `env` answers.
+/// Compiles the text of a file that errors call `name`; pure, but for what `env` answers. Other files are not read: each
+/// schema is taken for one that takes everything.
 ///
 /// # Errors
 ///
@@ -122,15 +137,18 @@ pub fn compile(
     text: &str,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Loaded, Report> {
-    compile_bytes(name, text.as_bytes(), env, &Anything)
+    let (judge, files) = (&Anything, &Unread);
+    compile_bytes(name, text.as_bytes(), &Asked { env, judge, files })
 }
 
-fn compile_bytes(
-    name: &str,
-    bytes: &[u8],
-    env: &dyn Fn(&str) -> Option<String>,
-    judge: &dyn Judge,
-) -> Result<Loaded, Report> {
+/// What a compile asks, since it looks at nothing itself.
+struct Asked<'a> {
+    env: &'a dyn Fn(&str) -> Option<String>,
+    judge: &'a dyn Judge,
+    files: &'a dyn Files,
+}
+
+fn compile_bytes(name: &str, bytes: &[u8], asked: &Asked<'_>) -> Result<Loaded, Report> {
     if bytes.len() > FILE_BYTES_MAX {
         let reason = "the file is over 1 MiB, the most that is read";
         return Err(Report::single(name, Place::START, reason));
@@ -144,16 +162,25 @@ fn compile_bytes(
         )
     })?;
     let collector = Collector::new(name);
+    let schemas = Schemas::new(asked.files);
     let source = Source {
         errors: &collector,
-        env,
-        judge,
+        env: asked.env,
+        judge: asked.judge,
+        schemas: &schemas,
     };
     let config = raw::parse(text, &collector).and_then(|root| compile::config(&root, source));
     let (errors, warnings) = collector.finish();
     match config {
-        Some(config) if errors.is_empty() => Ok(Loaded { config, warnings }),
-        _ => Err(Report { errors }),
+        Some(config) if errors.is_empty() => Ok(Loaded {
+            config,
+            warnings,
+            files: Vec::new(),
+        }),
+        _ => Err(Report {
+            errors,
+            files: Vec::new(),
+        }),
     }
 }
 

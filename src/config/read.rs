@@ -9,6 +9,7 @@ use super::Judge;
 use super::diagnostic::{Collector, Invalid, Place, quoted};
 use super::expand::expand;
 use super::raw::{Entry, MERGE, Node, Value, join};
+use super::schema::Schemas;
 use super::units;
 use super::words::{Shape, State, nearest, sections_with};
 
@@ -21,6 +22,7 @@ pub(super) struct Source<'a> {
     pub(super) errors: &'a Collector,
     pub(super) env: &'a dyn Fn(&str) -> Option<String>,
     pub(super) judge: &'a dyn Judge,
+    pub(super) schemas: &'a Schemas<'a>,
 }
 
 /// A node and how it was reached.
@@ -54,6 +56,11 @@ impl<'a> At<'a> {
     /// Whom to ask about properties of the broker's client.
     pub(super) fn judge(&self) -> &'a dyn Judge {
         self.source.judge
+    }
+
+    /// The schemas that the file names.
+    pub(super) fn schemas(&self) -> &'a Schemas<'a> {
+        self.source.schemas
     }
 
     pub(super) fn place(&self) -> Place {

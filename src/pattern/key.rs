@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 
 use crate::config::model::{KeyMissing, KeyRule};
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Violation, Violations};
 
 /// The key that a call's head carries; `None` for a rule that looks into the body and for a head without the key.
 ///
@@ -42,7 +42,23 @@ pub fn require(
                 KeyRule::Path(place) => format!("segment {place} of the path"),
             };
             let detail = format!("no text, number or boolean at {place}, which is the key");
-            Err(Error::new(Kind::KeyMissing, detail))
+            let (pointer, reason) = match rule {
+                KeyRule::Body(pointer) => (
+                    Some(pointer.to_string()),
+                    "must be a text, number or boolean, since it is the key".to_owned(),
+                ),
+                _ => (None, detail.clone()),
+            };
+            let violation = Violation {
+                pointer,
+                keyword: Some("key".to_owned()),
+                reason,
+            };
+            let violations = Violations {
+                list: vec![violation],
+                more: false,
+            };
+            Err(Error::new(Kind::KeyMissing, detail).violating(violations))
         }
         (key, _) => Ok(key),
     }

@@ -17,6 +17,7 @@ mod relay;
 mod replay;
 pub mod retry;
 pub mod slim;
+pub mod validate;
 pub mod verdict;
 
 pub use replay::ReplayBudget;

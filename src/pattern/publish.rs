@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST, HeaderName};
 use http::request;
+use http_body::Body as _;
 use metrics::{Counter, Histogram};
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout};
@@ -18,6 +19,7 @@ use super::outbox::Outbox;
 use super::promise::{self, Drafted, Way};
 use super::refusals::Refusals;
 use super::slim::Plan;
+use super::validate::{self, Check};
 use crate::body::Body;
 use crate::claims::{Claim, Stores};
 use crate::config::model::{ClaimIndex, HeaderRule, Publish as Rule, Survives};
@@ -63,6 +65,7 @@ pub struct Publish {
     headers: HeaderRule,
     max_body: usize,
     plan: Plan,
+    check: Option<Box<Check>>,
     claim: Option<(ClaimIndex, Survives)>,
     sender: Arc<Sender>,
     refusals: Refusals,
@@ -103,23 +106,27 @@ struct Birth<'a> {
 
 impl Publish {
     /// Builds the publishing of the route of that name; `survives` tells what its claim store outlives.
+    ///
+    /// # Errors
+    /// As [`Check::of`].
     pub fn new(
         (route, rule): (&str, &Rule),
         survives: Option<Survives>,
         sender: &Arc<Sender>,
         metrics: &Metrics,
-    ) -> Self {
+    ) -> Result<Self, Error> {
         let labels = [("topic", rule.topic.as_str())];
         let accepted = |outcome| {
             let labels = [("topic", rule.topic.as_str()), ("outcome", outcome)];
             metrics.counter(&names::PUBLISHED, &labels)
         };
-        Self {
+        Ok(Self {
             route: route.to_owned(),
             way: Way::of(rule),
             headers: rule.headers.clone(),
             max_body: rule.max_body,
             plan: Plan::of(rule),
+            check: Check::of(rule)?.map(Box::new),
             claim: rule
                 .slim
                 .as_ref()
@@ -134,7 +141,7 @@ impl Publish {
                 bytes: metrics.counter(&names::PUBLISHED_BYTES, &labels),
                 slimmed: metrics.counter(&names::SLIMMED_BYTES, &labels),
             },
-        }
+        })
     }
 
     /// Publishes a call. The answer is a 202 only after the broker's acknowledgement, or the spool's sync.
@@ -159,6 +166,9 @@ impl Publish {
         } = *call;
         let time = SystemTime::now();
         let (head, body) = request.into_parts();
+        if let Some(check) = &self.check {
+            check.head(&head.headers, !body.is_end_stream())?;
+        }
         let body = self.read(body).await?;
         let key = self.idempotency(&head, &body)?;
         let (id, proof, using) = match key {
@@ -248,8 +258,11 @@ impl Publish {
 
     /// Finds the key, slims the body, keeps the whole.
     async fn draft(&self, head: &request::Parts, body: Bytes) -> Result<Draft, Error> {
-        let slimmed = self.plan.apply(&body)?;
-        let key = self.plan.key(&slimmed, &head.headers, head.uri.path())?;
+        let keyed = || self.plan.read(&body, &head.headers, head.uri.path());
+        let (slimmed, key) = match &self.check {
+            None => keyed()?,
+            Some(check) => validate::judge(check.body(&body).await?, keyed())?,
+        };
         let (Some(cut), Some((store, _))) = (slimmed.cut, self.claim) else {
             return Ok(Draft {
                 key,

@@ -3,12 +3,12 @@
 //! Sources: RFC 9457 (problem details), RFC 9209 (Proxy-Status), RFC 9110 section 10.2.3 (Retry-After).
 
 use http::HeaderValue;
-use http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{ACCEPT, ALLOW, CONTENT_TYPE, RETRY_AFTER};
 use serde::Serialize;
 
 use super::headers::PROXY_STATUS;
 use crate::body::Body;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Violation};
 use crate::service::Response;
 
 #[derive(Serialize)]
@@ -18,6 +18,10 @@ struct Problem<'a> {
     status: u16,
     detail: &'a str,
     trace: &'a str,
+    #[serde(skip_serializing_if = "<[Violation]>::is_empty")]
+    violations: &'a [Violation],
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    more_violations: bool,
 }
 
 /// Turns a refusal into its answer. `who` is this sidecar's name for Proxy-Status.
@@ -29,6 +33,8 @@ pub fn respond(error: &Error, who: &str, trace: &str) -> Response {
         status: kind.status().as_u16(),
         detail: error.detail(),
         trace,
+        violations: &error.violations().list,
+        more_violations: error.violations().more,
     };
     let body = serde_json::to_vec(&problem).unwrap_or_default();
     let mut response = Response::new(Body::full(body));
@@ -42,6 +48,13 @@ pub fn respond(error: &Error, who: &str, trace: &str) -> Response {
     if kind == Kind::MethodNotAllowed {
         // A MUST of RFC 9110 section 15.5.6. Whatever we serve ourselves is read, but for `POST /drain`.
         headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
+    if let Some(types) = error.takes() {
+        headers.extend(
+            HeaderValue::from_str(types)
+                .ok()
+                .map(|types| (ACCEPT, types)),
+        );
     }
     if let Some(wait) = error.retry_after() {
         // Whole seconds, never zero: a caller that comes back at once would only add load.
@@ -93,6 +106,8 @@ fn grpc_status(kind: Kind) -> u16 {
         | Kind::NotJson
         | Kind::KeyMissing
         | Kind::KeyReused
+        | Kind::MediaType
+        | Kind::SchemaViolated
         | Kind::TargetTooLong => 3,
         Kind::KeyInProgress => 10,
         Kind::CallerGone | Kind::CallerLeft => 1,
@@ -125,6 +140,8 @@ fn title(kind: Kind) -> &'static str {
         Kind::CallerLeft => "The caller left",
         Kind::NotJson => "The body is not JSON",
         Kind::KeyMissing => "The call lacks its key",
+        Kind::MediaType => "The body is of a type that is not taken",
+        Kind::SchemaViolated => "The body breaks the schema",
         Kind::Overloaded => "Too much at once",
         Kind::RateLimited => "Too many calls in a time",
         Kind::NotAllowed => "The caller may not do this",
@@ -156,12 +173,14 @@ fn proxy_status(kind: Kind) -> &'static str {
         | Kind::CallerGone
         | Kind::CallerLeft
         | Kind::NotJson
+        | Kind::SchemaViolated
         | Kind::KeyMissing => "http_request_error",
         Kind::NoRoute | Kind::NotFound | Kind::Unknown | Kind::Expired => "destination_not_found",
         Kind::MethodNotAllowed
         | Kind::NotImplemented
         | Kind::TargetTooLong
         | Kind::BodyTooLarge
+        | Kind::MediaType
         | Kind::NotAllowed
         | Kind::RateLimited
         | Kind::KeyReused

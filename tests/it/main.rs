@@ -38,6 +38,7 @@ mod reload;
 mod replicas;
 mod rewrite;
 mod rules;
+mod schema;
 mod spool;
 mod subscription;
 mod tidy;

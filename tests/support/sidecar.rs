@@ -1,6 +1,7 @@
 //! A real sidecar inside the test's process: its YAML compiled by the product, its doors on ports of their own.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use wayside::app::{Addresses, Sidecar as Running, Surroundings};
 use wayside::config;
@@ -24,14 +25,27 @@ impl Sidecar {
     /// What the configuration or the start refuses.
     pub(crate) async fn try_start(yaml: &str) -> Result<Self, String> {
         let config = compile(yaml)?;
-        let surroundings = Surroundings {
-            workers: Some(1),
-            ..Surroundings::default()
-        };
-        let running = Running::start(config, surroundings)
+        let running = Running::start(config, surroundings())
             .await
             .map_err(|error| error.to_string())?;
         Ok(Self { running })
+    }
+
+    /// Starts one from a file, which may name others that lie beside it.
+    pub(crate) async fn start_file(file: &Path) -> Self {
+        let config = load(file).unwrap_or_else(|error| panic!("{error}"));
+        let running = Running::start(config, surroundings())
+            .await
+            .unwrap_or_else(|error| panic!("the sidecar does not start: {error}"));
+        Self { running }
+    }
+
+    /// Reloads it with a file.
+    ///
+    /// # Errors
+    /// Why the old configuration goes on.
+    pub(crate) async fn reload_file(&self, file: &Path) -> Result<(), String> {
+        self.running.reload(load(file)?).await.map(|_| ())
     }
 
     /// Where its doors are.
@@ -86,6 +100,18 @@ impl Sidecar {
     pub(crate) async fn stop_saying(self) -> Vec<&'static str> {
         self.running.stop().await
     }
+}
+
+fn surroundings() -> Surroundings {
+    Surroundings {
+        workers: Some(1),
+        ..Surroundings::default()
+    }
+}
+
+fn load(file: &Path) -> Result<config::model::Config, String> {
+    let loaded = config::load(file, &|_| None).map_err(|report| report.to_string())?;
+    Ok(loaded.config)
 }
 
 fn compile(yaml: &str) -> Result<config::model::Config, String> {

@@ -16,6 +16,7 @@ mod slim;
 mod spool;
 mod subscriptions;
 mod tls;
+mod validation;
 
 use super::address::parse_address;
 use super::model::{Config, Hydrate, Outbound, Subscription};

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::HeaderName;
 
-use super::{Around, slim};
+use super::{Around, slim, validation};
 use crate::config::diagnostic::Invalid;
 use crate::config::model::{Accept, HeaderRule, KeyMissing, KeyRule, PathPattern, Publish};
 use crate::config::names::{parse_header, parse_kept_header, parse_topic};
@@ -42,6 +42,8 @@ pub(super) fn publish(at: &At<'_>, path: &PathPattern, around: &Around) -> Optio
     let ack_wait = map.or("ack_wait", ACK_WAIT_DEFAULT, |at| {
         at.duration(Duration::from_millis(1)..=Duration::from_secs(60))
     });
+    let schema = map.maybe("schema", validation::schema);
+    let content_type = validation::content_type(&map);
     let slim = map.maybe("slim", |at| slim::slim(at, around));
     let headers = map.or("headers", HeaderRule::default(), headers);
     let max_body = map.or("max_body", BODY_DEFAULT, |at| at.bytes(1..=256 << 20));
@@ -57,6 +59,8 @@ pub(super) fn publish(at: &At<'_>, path: &PathPattern, around: &Around) -> Optio
         topic: topic?,
         key: key?,
         key_missing: key_missing?,
+        schema: schema?,
+        content_type: content_type?,
         slim: slim?,
         headers: headers?,
         max_body: max_body?,

@@ -34,7 +34,8 @@ pub(super) fn identities(at: &At<'_>) -> Option<Vec<TlsFiles>> {
     all(at.named(IDENTITIES_MAX)?.iter().map(read))
 }
 
-fn path(text: &str) -> Result<PathBuf, Invalid> {
+/// A path; where it leads is for whoever reads it.
+pub(super) fn path(text: &str) -> Result<PathBuf, Invalid> {
     match text.is_empty() || text.contains('\0') {
         true => Err(Invalid::new("a path is not empty")),
         false => Ok(PathBuf::from(text)),

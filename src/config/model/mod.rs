@@ -4,9 +4,11 @@
 //! and the tests can use it without starting anything.
 
 mod forward;
+mod schema;
 mod service;
 
 pub use forward::{Backoff, ENDLESS, Forward, PathRewrite, Piece, Retry, Rewrite, Timeouts};
+pub use schema::{MediaRange, Schema};
 pub use service::{
     Balance, Ejection, HashOf, Health, Limit, PeerName, Protocol, Rate, Service, ServiceTls,
     TlsFiles, TlsIndex,
@@ -221,6 +223,10 @@ pub struct Publish {
     pub key: Option<KeyRule>,
     /// What a call without that key gets.
     pub key_missing: KeyMissing,
+    /// What the whole body must be; `None` takes everything.
+    pub schema: Option<Schema>,
+    /// Media types that a body may have; empty takes every body. Default: JSON's with a schema, else empty.
+    pub content_type: Vec<MediaRange>,
     /// Present for an event: what stays in the record and where the whole goes.
     pub slim: Option<Slim>,
     /// Which of the call's headers travel.

@@ -134,6 +134,21 @@ impl Plan {
         Ok(Slimmed { key, cut })
     }
 
+    /// What the body gives, and the record's key from wherever the rule says.
+    ///
+    /// # Errors
+    /// As [`Plan::apply`].
+    pub fn read(
+        &self,
+        body: &Bytes,
+        headers: &http::HeaderMap,
+        path: &str,
+    ) -> Result<(Slimmed, Option<Bytes>), Error> {
+        let slimmed = self.apply(body)?;
+        let key = self.key(&slimmed, headers, path)?;
+        Ok((slimmed, key))
+    }
+
     /// The record's key from wherever the rule says, given what [`Plan::apply`] found in the body.
     ///
     /// # Errors
