@@ -10,8 +10,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::Sidecar;
 use super::live::Live;
-use crate::config::FILE_BYTES_MAX;
 use crate::config::model::Config;
+use crate::config::{FILE_BYTES_MAX, ReadFile};
 use crate::telemetry::names;
 
 /// How often the file is looked at. Its content is compared, not its time: Kubernetes swaps a link for a mounted file,
@@ -27,10 +27,11 @@ pub enum Reloaded {
     Unchanged,
 }
 
-/// Notices when a file's content changes.
+/// Notices when the content of a file changes, or of those that were read with it.
 pub struct Watcher {
     path: PathBuf,
     seen: Option<[u8; 32]>,
+    others: Vec<ReadFile>,
 }
 
 impl Watcher {
@@ -39,20 +40,34 @@ impl Watcher {
         let mut watcher = Self {
             path: path.to_owned(),
             seen: None,
+            others: Vec::new(),
         };
         watcher.changed();
         watcher
     }
 
-    /// Whether the content differs from the last look. A file that can not be read has not changed: it may be in the
-    /// middle of its replacement.
-    pub fn changed(&mut self) -> bool {
-        let Ok(content) = content(&self.path) else {
-            return false;
-        };
-        let digest: [u8; 32] = Sha256::digest(&content).into();
-        self.seen.replace(digest) != Some(digest)
+    /// Also looks at these files, and no others, from what was read of them on.
+    pub fn follow(&mut self, others: Vec<ReadFile>) {
+        self.others = others;
     }
+
+    /// Whether the content of any file differs from the last look. A file that can not be read has not changed: it may be
+    /// in the middle of its replacement.
+    pub fn changed(&mut self) -> bool {
+        let mut changed = differs(&self.path, &mut self.seen);
+        for file in &mut self.others {
+            changed |= differs(&file.path, &mut file.digest);
+        }
+        changed
+    }
+}
+
+fn differs(path: &Path, seen: &mut Option<[u8; 32]>) -> bool {
+    let Ok(content) = content(path) else {
+        return false;
+    };
+    let digest: [u8; 32] = Sha256::digest(&content).into();
+    seen.replace(digest) != Some(digest)
 }
 
 /// What a file holds, as far as a configuration may be long. Only a file: a pipe in its place would hold the reader, and

@@ -9,7 +9,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::{bad_config, complain, environment, load, tell};
 use crate::app::{Addresses, Sidecar, Surroundings, Watcher};
-use crate::config::Diagnostic;
+use crate::config::{Diagnostic, ReadFile};
 use crate::kafka::properties::Judge;
 use crate::lifecycle::{Signal, Signals};
 use crate::telemetry::log::{Format, Log};
@@ -80,11 +80,12 @@ async fn live(args: &Args) -> ExitCode {
         Err(error) => return failed(&error),
     };
     // What it sees first is what is loaded or older, so that no change in between is missed.
-    let watcher = Watcher::new(&args.file);
+    let mut watcher = Watcher::new(&args.file);
     let loaded = match load(&args.file, Judge::Here) {
         Ok(loaded) => loaded,
         Err(report) => return bad_config(&report),
     };
+    watcher.follow(loaded.files);
     let log = Log::install(args.log_format, args.log_level);
     warn(&loaded.warnings);
     let surroundings = Surroundings {
@@ -143,7 +144,12 @@ async fn serve(sidecar: Sidecar, file: Watched<'_>, log: &Log, mut signals: Sign
             let mut reloading = pin!(reload(&sidecar, path));
             loop {
                 tokio::select! {
-                    () = &mut reloading => break,
+                    files = &mut reloading => {
+                        if let Some(files) = files {
+                            watcher.follow(files);
+                        }
+                        break;
+                    }
                     signal = signals.next() => match signal {
                         Signal::Stop => break 'serving,
                         Signal::Reload => wanted = true,
@@ -195,11 +201,12 @@ fn warn(warnings: &[Diagnostic]) {
     }
 }
 
-async fn reload(sidecar: &Sidecar, file: &Path) {
+/// Reloads, and says which files were read beside the configuration's own.
+async fn reload(sidecar: &Sidecar, file: &Path) -> Option<Vec<ReadFile>> {
     if !std::fs::metadata(file).is_ok_and(|found| found.is_file()) {
         sidecar.count_reload("refused");
         tracing::error!("configuration is no file that can be read; the old one goes on");
-        return;
+        return None;
     }
     // The broker's settings can not change in a reload; files that they name may be in the middle of their replacement.
     match load(file, Judge::Anywhere) {
@@ -211,12 +218,14 @@ async fn reload(sidecar: &Sidecar, file: &Path) {
                     tracing::error!(error, "configuration refused; the old one goes on");
                 }
             }
+            Some(loaded.files)
         }
         Err(report) => {
             sidecar.count_reload("refused");
             for error in &report.errors {
                 tracing::error!(%error, "configuration refused; the old one goes on");
             }
+            Some(report.files)
         }
     }
 }

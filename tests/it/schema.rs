@@ -1,6 +1,8 @@
 //! What a body must be before a 202: its schema, its media type, and that nothing of a refused one is kept or sent.
 
 use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -8,6 +10,8 @@ use tempfile::TempDir;
 use crate::publish::{key, records, refused};
 use crate::support::broker;
 use crate::support::client::{Outgoing, Reply, get, post};
+use crate::support::eventually::eventually;
+use crate::support::process::Process;
 use crate::support::sidecar::Sidecar;
 
 const ORDER: &str = r##"{
@@ -311,6 +315,41 @@ async fn a_changed_schema_is_in_force_after_a_reload_and_a_bad_one_changes_nothi
         .await
         .expect("it is a schema");
     assert_eq!(order("{}").send(sidecar.outbound()).await.status, 202);
+}
+
+#[tokio::test]
+async fn a_running_sidecar_notices_that_a_schema_changed() {
+    let files = Files::with(", schema: order.json", "");
+    let folder = files.folder.path();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wayside"));
+    let command = command.arg("run").arg(files.yaml());
+    let mut process = Process::start("wayside", command, folder);
+    let ready = eventually("it is ready", Duration::from_secs(20), async || {
+        serde_json::from_str::<Value>(process.stdout().lines().next()?).ok()
+    })
+    .await;
+    let door = ready["outbound"]
+        .as_str()
+        .and_then(|door| door.parse().ok());
+    let door = door.expect("an address");
+    assert_eq!(order("{}").send(door).await.status, 400);
+    files.schema("{");
+    let refused = async || {
+        process
+            .stderr()
+            .contains("order.json:1:1: not JSON")
+            .then_some(())
+    };
+    eventually("the mistake is told", Duration::from_secs(10), refused).await;
+    assert_eq!(
+        order("{}").send(door).await.status,
+        400,
+        "the old one is in force"
+    );
+    files.schema("{}");
+    let taken = async || (order("{}").send(door).await.status == 202).then_some(());
+    eventually("the new one is in force", Duration::from_secs(10), taken).await;
+    assert!(process.terminate(Duration::from_secs(10)).await.success());
 }
 
 #[test]
