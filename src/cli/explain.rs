@@ -11,13 +11,14 @@ use http::header::{CONTENT_LENGTH, HOST, HeaderName, HeaderValue};
 use super::{bad_config, complain, load, tell};
 use crate::body::Body;
 use crate::config::model::{Config, ENDLESS, Forward, Pattern, Publish, Rewrite, Route, SlimRule};
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Violations};
 use crate::kafka::properties::Judge;
 use crate::kafka::record;
 use crate::listen::head;
 use crate::pattern::forward::ends_here;
 use crate::pattern::hop;
 use crate::pattern::slim::{Plan, Slimmed};
+use crate::pattern::validate::{self, Check};
 use crate::reply::headers::RESERVED;
 use crate::route::{Facts, Table, Verdict, rewrite};
 use crate::service::Request;
@@ -327,6 +328,7 @@ fn publish(out: &mut String, config: &Config, rule: &Publish, request: &Request,
     let body = Bytes::copy_from_slice(body.as_bytes());
     match read(rule, request, &body) {
         Ok((slimmed, key)) => {
+            checked(out, rule);
             record(out, config, rule, (&slimmed, &body), key);
             let travelling = record::travelling(request.headers(), &rule.headers);
             let names: Vec<&str> = travelling.keys().map(HeaderName::as_str).collect();
@@ -345,7 +347,29 @@ fn publish(out: &mut String, config: &Config, rule: &Publish, request: &Request,
         Err(error) => {
             let (status, word) = (error.kind().status().as_u16(), error.kind().word());
             say!(out, "  {status} {word}: {}", error.detail());
+            let violations = error.violations();
+            for violation in &violations.list {
+                say!(out, "    {violation}");
+            }
+            if violations.more {
+                say!(out, "    … and more");
+            }
         }
+    }
+}
+
+/// What the body has passed.
+fn checked(out: &mut String, rule: &Publish) {
+    if let Some(schema) = &rule.schema {
+        say!(
+            out,
+            "  schema: {}, which the body meets",
+            schema.file().display()
+        );
+    }
+    if !rule.content_type.is_empty() {
+        let types: Vec<String> = rule.content_type.iter().map(ToString::to_string).collect();
+        say!(out, "  content type: one of {}", types.join(", "));
     }
 }
 
@@ -355,14 +379,20 @@ fn read(
     request: &Request,
     body: &Bytes,
 ) -> Result<(Slimmed, Option<Bytes>), Error> {
+    let check = Check::of(rule)?;
+    if let Some(check) = &check {
+        check.head(request.headers(), !body.is_empty())?;
+    }
     if body.len() > rule.max_body {
         let detail = format!("{} bytes are over max_body {}", body.len(), rule.max_body);
         return Err(Error::new(Kind::BodyTooLarge, detail));
     }
-    let plan = Plan::of(rule);
-    let slimmed = plan.apply(body)?;
-    let key = plan.key(&slimmed, request.headers(), request.uri().path())?;
-    Ok((slimmed, key))
+    let found = match &check {
+        Some(check) => check.body_here(body)?,
+        None => Violations::default(),
+    };
+    let keyed = Plan::of(rule).read(body, request.headers(), request.uri().path());
+    validate::judge(found, keyed)
 }
 
 fn record(

@@ -353,6 +353,63 @@ async fn a_running_sidecar_notices_that_a_schema_changed() {
 }
 
 #[test]
+fn check_and_explain_tell_of_the_schema() {
+    let files = Files::with(", key: /customer/id, schema: order.json", "");
+    let run = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_wayside"));
+        let output = command.current_dir(files.folder.path()).args(args).output();
+        let output = output.expect("the program starts");
+        let text = [output.stdout, output.stderr].concat();
+        (
+            output.status.code(),
+            String::from_utf8(text).expect("UTF-8"),
+        )
+    };
+    let json = ["-H", "content-type: application/json", "-d"];
+    let explain =
+        |rest: &[&str]| run(&[&["explain", "w.yaml", "POST", "http://billing/"], rest].concat());
+    let (code, text) = explain(&[&json[..], &[GOOD]].concat());
+    assert!(
+        code == Some(0) && text.contains("schema: order.json, which the body meets"),
+        "{text}"
+    );
+    assert!(
+        text.contains("content type: one of application/json, application/*+json"),
+        "{text}"
+    );
+    let (_, text) = explain(&[&json[..], &["{\"lines\":[{}]}"]].concat());
+    assert!(text.contains("400 schema-violated"), "{text}");
+    for line in [
+        "/id is required",
+        "/customer is required",
+        "/lines/0/sku is required",
+    ] {
+        assert!(text.lines().any(|one| one.trim() == line), "{line}: {text}");
+    }
+    let (_, text) = explain(&["-d", GOOD]);
+    assert!(text.contains("415 unsupported-media-type"), "{text}");
+    assert_eq!(
+        run(&["check", "w.yaml"]),
+        (Some(0), "w.yaml: ok\n".to_owned())
+    );
+    files.schema("{ \"properties\": { \"a\": { \"$ref\": \"https://schemas.example/a\" } } }");
+    let (code, text) = run(&["check", "w.yaml"]);
+    assert_eq!(code, Some(2));
+    assert!(
+        text.contains("outbound.routes[0].publish.schema: order.json: /properties/a/$ref: `https://schemas.example/a` lies outside this file"),
+        "{text}"
+    );
+    files.schema("{ \"properties\": { \"a\": { \"format\": \"zip\" } } }");
+    let (code, text) = run(&["check", "w.yaml"]);
+    assert!(
+        code == Some(0)
+            && text.contains("warning: ")
+            && text.contains("/properties/a/format: the format `zip` is not checked"),
+        "{text}"
+    );
+}
+
+#[test]
 fn what_schemas_take_is_bounded() {
     let folder = TempDir::with_prefix("wayside-schemas-").expect("a folder can be made");
     let load = |names: &[String]| {
