@@ -1,6 +1,7 @@
 //! The pure parts of a call's way: routing, slimming, the record. `cargo bench --bench pure`.
 
 use std::hint::black_box;
+use std::path::Path;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use wayside::config;
 use wayside::config::model::Pattern;
 use wayside::kafka::record::{self, Message, Position};
 use wayside::pattern::slim::Plan;
+use wayside::pattern::validate::Check;
 use wayside::route::{Facts, Table};
 
 const YAML: &str = include_str!("../config/examples/readme.yaml");
@@ -72,6 +74,40 @@ fn slimming(c: &mut Criterion) {
     group.finish();
 }
 
+/// Bodies of three sizes against a schema of the usual kind, and the largest with a mistake at each of its lines.
+fn validating(c: &mut Criterion) {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/config/reference.yaml");
+    let loaded = config::load(Path::new(file), &|_| None).expect("a good file");
+    let routes = loaded.config.outbound.expect("it has routes").routes;
+    let rule = routes.iter().find_map(|route| match &route.pattern {
+        Pattern::Publish(rule) if rule.schema.is_some() => Some(rule),
+        _ => None,
+    });
+    let check = Check::of(rule.expect("one route has a schema"))
+        .expect("it compiles")
+        .expect("it asks something");
+    let body = |bytes: usize, quantity: u32| {
+        let line = format!(r#"{{"item":"0123456789","quantity":{quantity},"price":1999}}"#);
+        let lines = vec![line.as_str(); bytes / line.len()].join(",");
+        format!(r#"{{"id":"i-1","customer":{{"id":"c-9"}},"lines":[{lines}],"total":42}}"#)
+    };
+    let mut group = c.benchmark_group("validate");
+    for (name, body, violations) in [
+        ("1_KiB", body(900, 2), 0),
+        ("32_KiB", body(32 << 10, 2), 0),
+        ("1_MiB", body(1 << 20, 2), 0),
+        ("1_MiB_wrong_in_each_line", body(1 << 20, 0), 100),
+    ] {
+        let found = check.body_here(body.as_bytes()).expect("it is JSON");
+        assert_eq!(found.list.len(), violations, "{name}");
+        group.throughput(Throughput::Bytes(body.len() as u64));
+        group.bench_function(name, |b| {
+            b.iter(|| check.body_here(black_box(body.as_bytes())))
+        });
+    }
+    group.finish();
+}
+
 fn records(c: &mut Criterion) {
     let mut headers = HeaderMap::new();
     headers.insert("accept", HeaderValue::from_static("*/*"));
@@ -108,5 +144,12 @@ fn records(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, configuration, routing, slimming, records);
+criterion_group!(
+    benches,
+    configuration,
+    routing,
+    slimming,
+    validating,
+    records
+);
 criterion_main!(benches);
