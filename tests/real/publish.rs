@@ -153,46 +153,125 @@ async fn kcat_reads_the_value_the_key_and_the_cloudevents_headers() {
     );
 }
 
-#[tokio::test]
-async fn a_key_lands_in_the_partition_that_javas_own_producer_chooses() {
-    let Some(kafka) = broker().await else { return };
-    kafka.make_topic("same-partition", 7).await;
-    let orders = orders(kafka, "same-partition").await;
-    // A number's key is its JSON text; a string's is its unescaped UTF-8.
-    let mut keys: Vec<(serde_json::Value, String)> = (0..20)
-        .map(|n| (json!(format!("customer-{n}")), format!("customer-{n}")))
+/// Keys as a caller writes them in JSON, and as the record must have them: a string's unescaped UTF-8, a number's or
+/// boolean's JSON text.
+fn keys() -> Vec<(String, String)> {
+    let quoted = |text: String| (json!(text).to_string(), text);
+    let mut keys: Vec<_> = (0..400)
+        .map(|n| quoted(format!("customer-{n}")))
+        // Every length modulo four: the hash treats what is left over by itself. Bytes above 127 are negative in Java.
+        .chain((1..=64).map(|n| quoted("é".repeat(n / 2) + &"k".repeat(n % 2))))
+        .chain([1_000, 10_001].map(|n| quoted("long ".repeat(n))))
         .collect();
-    keys.push((json!("straße 🚃"), "straße 🚃".to_owned()));
-    keys.push((json!("quote \" and \\"), "quote \" and \\".to_owned()));
-    keys.push((json!(42), "42".to_owned()));
-    keys.push((json!(true), "true".to_owned()));
-    for (value, _) in &keys {
-        let body = json!({ "customer": { "id": value } }).to_string();
-        let reply = post("billing", "/invoices")
-            .json(body)
-            .send(orders.door())
-            .await;
-        assert_eq!(reply.status, 202, "{:?}", reply.body);
+    let odd = [
+        "",
+        " ",
+        "\t",
+        "0",
+        "-",
+        "null",
+        "a\"b\\c",
+        "\u{0}",
+        "\u{7f}",
+        "\u{feff}",
+        "ß",
+        "İ",
+        "e\u{301}",
+        "日本語",
+        "ключ",
+        "مفتاح",
+        "🚃",
+        "👩\u{200d}👩\u{200d}👧",
+        "\u{10ffff}",
+        "a/b",
+        "A",
+        "customer-1 ",
+    ];
+    keys.extend(odd.map(|text| quoted(text.to_owned())));
+    // Escapes that a parser undoes, and numbers that it would tidy.
+    let written = [
+        (r#""\u00fc""#, "ü"),
+        (r#""\ud83d\ude83!""#, "🚃!"),
+        (r#""\/slash""#, "/slash"),
+    ];
+    keys.extend(written.map(|(json, text)| (json.to_owned(), text.to_owned())));
+    let scalars = [
+        "true",
+        "false",
+        "-0",
+        "1.5",
+        "1.0e2",
+        "1E+2",
+        "12345678901234567890123",
+    ];
+    let scalars = scalars.map(str::to_owned).into_iter();
+    keys.extend(
+        scalars
+            .chain((1..=30).map(|n| (n * 7).to_string()))
+            .map(|text| (text.clone(), text)),
+    );
+    keys
+}
+
+/// What the callers of [`keys`] were told, by partition and offset: the message's id, the key and the value.
+type Told = BTreeMap<(i64, i64), (String, String, String)>;
+
+async fn publish_each(keys: &[(String, String)], orders: &Sidecar) -> Told {
+    let mut told = Told::new();
+    for (json, key) in keys {
+        let body = format!("{{ \"customer\" : {{\"id\":{json} }} }}");
+        let call = post("billing", "/invoices").json(body.clone());
+        let reply = call.header("x-tag", "a:b, c").send(orders.door()).await;
+        assert_eq!(reply.status, 202, "{json}: {:?}", reply.body);
+        let reply = reply.json();
+        let number = |name: &str| reply[name].as_i64().expect("the 202 names the place");
+        let id = reply["id"].as_str().expect("the 202 names the message");
+        let place = (number("partition"), number("offset"));
+        told.insert(place, (id.to_owned(), key.clone(), body));
     }
+    assert_eq!(told.len(), keys.len(), "each has a place of its own");
+    told
+}
+
+#[tokio::test]
+async fn kcat_and_a_java_consumer_read_the_same_and_javas_producer_would_choose_the_same_partition()
+{
+    let Some(kafka) = broker().await else { return };
+    kafka.make_topic("ours", 7).await;
+    kafka.make_topic("javas", 7).await;
+    let keys = keys();
+    let distinct: BTreeSet<_> = keys.iter().map(|(_, key)| key).collect();
+    assert!(distinct.len() == keys.len() && keys.len() >= 500);
+    let told = publish_each(&keys, &orders(kafka, "ours").await).await;
+
+    let by_kcat = kafka.read_at_least("ours", keys.len()).await;
+    let by_java = kafka.read_by_java("ours", keys.len()).await;
+    assert_eq!((by_kcat.len(), by_java.len()), (keys.len(), keys.len()));
+    for (kcats, javas) in by_kcat.iter().zip(&by_java) {
+        assert_eq!(kcats, javas);
+        let place = (i64::from(javas.partition), javas.offset);
+        let (id, key, value) = &told[&place];
+        assert_eq!(javas.header("ce_id"), id);
+        assert_eq!(javas.key.as_ref(), Some(key));
+        assert_eq!(javas.value.as_ref(), Some(value));
+        assert_eq!(javas.header("http-x-tag"), "a:b, c");
+    }
+
     let lines: String = keys
         .iter()
         .map(|(_, key)| format!("{key}|java\n"))
         .collect();
-    kafka.produce_by_java("same-partition", &lines).await;
-
-    let records = kafka.read_at_least("same-partition", 2 * keys.len()).await;
-    let mut ours = BTreeMap::new();
-    let mut javas = BTreeMap::new();
-    for record in records {
-        let side = if record.text() == "java" {
-            &mut javas
-        } else {
-            &mut ours
-        };
-        side.insert(record.key.clone().unwrap_or_default(), record.partition);
+    kafka.produce_by_java("javas", &lines).await;
+    let chosen = kafka.read_at_least("javas", keys.len()).await;
+    let chosen: BTreeMap<_, _> = chosen
+        .iter()
+        .map(|record| (record.key.as_deref().unwrap_or_default(), record.partition))
+        .collect();
+    assert_eq!(chosen.len(), keys.len(), "Java's producer took each key");
+    for record in &by_java {
+        let key = record.key.as_deref().unwrap_or_default();
+        assert_eq!(chosen[key], record.partition, "{key:?}");
     }
-    assert_eq!(ours, javas);
-    assert_eq!(ours.len(), keys.len());
-    let used: BTreeSet<_> = ours.values().collect();
-    assert!(used.len() > 3, "24 keys on {used:?} prove little");
+    let used: BTreeSet<_> = by_java.iter().map(|record| record.partition).collect();
+    assert_eq!(used.len(), 7);
 }

@@ -18,6 +18,11 @@ use super::eventually::eventually;
 use super::process::{Process, announce};
 
 const VERSION: &str = "4.1.0";
+/// ASCII's own separators, which stand between what the console consumer writes; and its mark of what is not there.
+const RECORD: char = '\u{1e}';
+const FIELD: char = '\u{1f}';
+const HEADER: char = '\u{1d}';
+const NULL: &str = "\u{1c}";
 const REMEDY: &str = "apt-get install openjdk-17-jre-headless maven kcat";
 
 // A JVM that starts fast and stays small: two brokers and the build share two cores.
@@ -36,8 +41,8 @@ pub(crate) struct Kafka {
     process: Option<Process>,
 }
 
-/// A record as `kcat -J` tells it.
-#[derive(Debug, Clone, Deserialize)]
+/// A record as `kcat -J` tells it, or Kafka's own console consumer.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 pub(crate) struct Record {
     /// The partition.
     pub(crate) partition: i32,
@@ -168,6 +173,32 @@ impl Kafka {
         .await
     }
 
+    /// The first `count` records of a topic as Java's `KafkaConsumer` gives them, by Kafka's own console consumer, which
+    /// writes each byte as it came. The keys and headers must not hold the separators of ASCII.
+    pub(crate) async fn read_by_java(&self, topic: &str, count: usize) -> Vec<Record> {
+        let mut command = self.java("org.apache.kafka.tools.consumer.ConsoleConsumer");
+        command.args(["--bootstrap-server", &self.address(), "--topic", topic]);
+        command.args(["--from-beginning", "--timeout-ms", "30000"]);
+        command.args(["--max-messages", &count.to_string()]);
+        for part in ["partition", "offset", "headers", "key", "value"] {
+            command.args(["--property", &format!("print.{part}=true")]);
+        }
+        for property in [
+            format!("line.separator={RECORD}"),
+            format!("key.separator={FIELD}"),
+            format!("headers.separator={HEADER}"),
+            format!("null.literal={NULL}"),
+        ] {
+            command.args(["--property", &property]);
+        }
+        let output = run(command, "").await;
+        let text = String::from_utf8(output.stdout.clone()).expect("the records are UTF-8");
+        succeed("ConsoleConsumer", output);
+        let mut records: Vec<Record> = text.split_terminator(RECORD).map(told_by_java).collect();
+        records.sort_by_key(|record| (record.partition, record.offset));
+        records
+    }
+
     /// Produces `key|value` lines with Kafka's own console producer, so with Java's partitioner.
     pub(crate) async fn produce_by_java(&self, topic: &str, lines: &str) {
         let mut command = self.java("org.apache.kafka.tools.ConsoleProducer");
@@ -263,6 +294,34 @@ impl Record {
     /// The value as text; empty if there is none.
     pub(crate) fn text(&self) -> &str {
         self.value.as_deref().unwrap_or("")
+    }
+}
+
+/// `Partition:0 Offset:7 name:value,name:value key value`, with our separators.
+fn told_by_java(line: &str) -> Record {
+    let parts: Vec<_> = line.splitn(5, FIELD).collect();
+    let [partition, offset, headers, key, value] = parts[..] else {
+        panic!("not a record: {line:?}")
+    };
+    let number = |text: &str| {
+        text.split_once(':')
+            .and_then(|(_, number)| number.parse().ok())
+    };
+    let unless_null = |text: &str| (text != NULL).then(|| text.to_owned());
+    let header = |text: &str| {
+        let (name, value) = text.split_once(':').expect("a header has a name");
+        [Some(name.to_owned()), unless_null(value)]
+    };
+    let headers = match headers {
+        "NO_HEADERS" => Vec::new(),
+        some => some.split(HEADER).flat_map(header).collect(),
+    };
+    Record {
+        partition: number(partition).expect("a partition") as i32,
+        offset: number(offset).expect("an offset"),
+        key: unless_null(key),
+        value: unless_null(value),
+        headers,
     }
 }
 
