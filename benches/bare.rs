@@ -1,9 +1,10 @@
 //! What `benches/publish` holds the sidecar against: a hyper server that sends a call to Kafka by a `FutureProducer`, and
 //! nothing else. No routing, no limits, no deadlines, no metrics, no timeline, one worker.
 //!
-//! `bare LISTEN BROKERS TOPIC`, with LISTEN as `127.0.0.1:PORT`; `HOSTNAME` goes into the record. The record is the one that the sidecar sends for the same
-//! call: its headers are copied here by name and size, its id and trace are as random, its key is the text after `"key":"`.
-//! `benches/publish` reads one record of each back and compares them.
+//! `bare LISTEN BROKERS TOPIC [parse]`, with LISTEN as `127.0.0.1:PORT`; `HOSTNAME` goes into the record. The record is the
+//! one that the sidecar sends for the same call: its headers are copied here by name and size, its id and trace are as
+//! random. Its key is the text after the first `"key":"`, or with `parse` what serde_json makes of the body, as in a handler
+//! that somebody would really write. `benches/publish` reads one record of each back and compares them.
 
 #![allow(
     clippy::print_stderr,
@@ -12,6 +13,7 @@
     reason = "a program that is measured, and ends if it can not start"
 )]
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -30,6 +32,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::util::AsyncRuntime;
+use serde::Deserialize;
 use tikv_jemallocator::Jemalloc;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
@@ -60,7 +63,15 @@ const BODY_MAX: usize = 1024 * 1024;
 struct Bare {
     producer: FutureProducer<DefaultClientContext, Tokio>,
     topic: String,
+    parse: bool,
     origin: String,
+}
+
+/// The part of a body that is looked at.
+#[derive(Deserialize)]
+struct Keyed<'a> {
+    #[serde(borrow)]
+    key: Cow<'a, str>,
 }
 
 /// What rdkafka would bring itself with a feature that the sidecar does not need.
@@ -80,9 +91,13 @@ impl AsyncRuntime for Tokio {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [listen, brokers, topic] = &arguments[..] else {
-        eprintln!("usage: bare LISTEN BROKERS TOPIC; see benches/publish");
-        return ExitCode::from(2);
+    let (listen, brokers, topic, parse) = match &arguments[..] {
+        [listen, brokers, topic] => (listen, brokers, topic, false),
+        [listen, brokers, topic, word] if word == "parse" => (listen, brokers, topic, true),
+        _ => {
+            eprintln!("usage: bare LISTEN BROKERS TOPIC [parse]; see benches/publish");
+            return ExitCode::from(2);
+        }
     };
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers);
@@ -92,6 +107,7 @@ fn main() -> ExitCode {
     let bare = Arc::new(Bare {
         producer: config.create().unwrap(),
         topic: topic.clone(),
+        parse,
         origin: format!("bench/{}", std::env::var("HOSTNAME").unwrap_or_default()),
     });
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
@@ -119,13 +135,17 @@ impl Bare {
         let Ok(body) = whole(body).await else {
             return answer(StatusCode::BAD_REQUEST, String::new());
         };
-        let Some(key) = key(&body) else {
+        let key = match self.parse {
+            true => parsed(&body),
+            false => found(&body),
+        };
+        let Some(key) = key else {
             return answer(StatusCode::BAD_REQUEST, String::new());
         };
         let id = Uuid::now_v7().hyphenated().to_string();
         let headers = self.headers(&id, head.uri.path(), &head.headers);
         let record = FutureRecord::to(&self.topic)
-            .key(key)
+            .key(&*key)
             .payload(&body[..])
             .headers(headers);
         let Ok(delivery) = self.producer.send_result(record) else {
@@ -186,12 +206,21 @@ async fn whole(body: Incoming) -> Result<Bytes, ()> {
     Ok(whole)
 }
 
-/// Found, not parsed: what stands between the quotes after `"key":"`.
-fn key(body: &[u8]) -> Option<&[u8]> {
+fn parsed(body: &[u8]) -> Option<Cow<'_, [u8]>> {
+    let body: Keyed<'_> = serde_json::from_slice(body).ok()?;
+    Some(match body.key {
+        Cow::Borrowed(key) => Cow::Borrowed(key.as_bytes()),
+        Cow::Owned(key) => Cow::Owned(key.into_bytes()),
+    })
+}
+
+/// What stands between the quotes after the first `"key":"`.
+fn found(body: &[u8]) -> Option<Cow<'_, [u8]>> {
     const MARK: &[u8] = b"\"key\":\"";
     let from = MARK.len() + body.windows(MARK.len()).position(|window| window == MARK)?;
     let rest = &body[from..];
-    Some(&rest[..rest.iter().position(|byte| *byte == b'"')?])
+    let end = rest.iter().position(|byte| *byte == b'"')?;
+    Some(Cow::Borrowed(&rest[..end]))
 }
 
 fn answer(status: StatusCode, body: String) -> Response<Full<Bytes>> {
