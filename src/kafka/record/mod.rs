@@ -230,9 +230,13 @@ pub fn travelling(headers: &HeaderMap, rule: &HeaderRule) -> HeaderMap {
             .iter()
             .any(|word| word.eq_ignore_ascii_case(name.as_str()))
     };
-    let mut out = HeaderMap::with_capacity(headers.len());
+    let mut out = HeaderMap::new();
     for (name, value) in headers {
         if travels(name, rule) && !named(name) {
+            // Of many calls no header travels: then there is nothing to make.
+            if out.is_empty() {
+                out.reserve(headers.len());
+            }
             out.append(name, value.clone());
         }
     }
