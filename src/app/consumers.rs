@@ -4,13 +4,14 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use http::HeaderValue;
 use http::uri::PathAndQuery;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::live;
+use super::live::{self, Live};
 use super::parts::{Broker, BuildError, Parts};
 use crate::config::model::{Config, Subscription as Rule};
 use crate::kafka::consumer::{Consumer, StopError};
@@ -19,6 +20,7 @@ use crate::listen::subscription::Subscription;
 use crate::pattern::deliver::Deliver;
 use crate::pattern::hop::Via;
 use crate::pattern::hydrate::Hydrate;
+use crate::pattern::receipts::Receipts;
 
 /// How long a reload waits for the consumers that it replaces.
 const HANDOVER: Duration = Duration::from_secs(2);
@@ -31,6 +33,8 @@ pub(super) struct Consumers {
     pub(super) parts: Arc<Parts>,
     /// Run the lanes.
     pub(super) workers: Arc<Workers>,
+    /// Notes what happens to messages and tells their origins; present with `kafka`.
+    pub(super) receipts: Option<Arc<Receipts>>,
     /// Fetches claims.
     pub(super) hydrate: Arc<Hydrate>,
     /// Where the app reaches the outbound door: `http://127.0.0.1:4140`.
@@ -135,12 +139,14 @@ impl Consumers {
         group: &str,
         rules: &[Rule],
     ) -> Result<Consumer, BuildError> {
-        let (Some(broker), Some(_)) = (&self.parts.broker, &config.app) else {
+        let (Some(broker), Some(receipts), Some(_)) =
+            (&self.parts.broker, &self.receipts, &config.app)
+        else {
             return Err(io::Error::other("a subscription needs `kafka` and `app`").into());
         };
         let mut members = Vec::new();
         for rule in rules {
-            members.push(self.subscription(config, broker, rule).await?);
+            members.push(self.subscription(config, (broker, receipts), rule).await?);
         }
         let topics = members
             .iter()
@@ -168,7 +174,7 @@ impl Consumers {
     async fn subscription(
         &self,
         config: &Config,
-        broker: &Broker,
+        (broker, receipts): (&Broker, &Arc<Receipts>),
         rule: &Rule,
     ) -> Result<Arc<Subscription>, BuildError> {
         let app = config
@@ -186,15 +192,41 @@ impl Consumers {
             claims_at: self.claims_at.clone(),
         };
         let producer = Arc::clone(&broker.sender.producer);
-        let timelines = Arc::clone(&self.parts.timelines);
+        let receipts = Arc::clone(receipts);
         Ok(Subscription::new(
             rule,
             deliver,
             producer,
-            timelines,
+            receipts,
             &self.parts.metrics,
         ))
     }
+}
+
+/// What tells the origins of messages how those ended, by the topics of whichever configuration is in force.
+pub(super) fn receipts(
+    parts: &Parts,
+    live: &Arc<ArcSwap<Live>>,
+    service: &str,
+) -> Option<Arc<Receipts>> {
+    let broker = parts.broker.as_ref()?;
+    let (live, topics) = (Arc::clone(live), broker.kafka.replies.clone());
+    let topic_of = Arc::new(move |service: &str| {
+        let live = live.load();
+        let mut services = live.config.services.iter();
+        let own = services
+            .find(|known| known.name == service)
+            .and_then(|known| known.replies.clone());
+        own.or_else(|| topics.as_ref().map(|topics| topics.topic(service)))
+    });
+    let sender = &broker.sender;
+    Some(Receipts::new(
+        service,
+        (&parts.timelines, sender.answers.as_ref()),
+        &sender.producer,
+        topic_of,
+        &parts.metrics,
+    ))
 }
 
 /// The rules of each group, in file order.

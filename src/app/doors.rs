@@ -1,6 +1,7 @@
 //! What each door does with a call: routes it, or serves it itself below `/.wayside/`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -13,15 +14,23 @@ use crate::claims::Stores;
 use crate::config::model::Allow;
 use crate::error::{Error, Kind};
 use crate::listen::head;
-use crate::messages::{Lookup, Timelines};
+use crate::messages::{Lookup, Timelines, Tip};
+use crate::pattern::answers::Answers;
 use crate::pattern::forward::Forward;
 use crate::pattern::hydrate::{Hydrate, document};
 use crate::reply::headers::RESERVED;
-use crate::reply::peers;
+use crate::reply::{peers, results};
 use crate::route::{is_wanted, takes_method, takes_path};
-use crate::service::{Attended, Call, Meters, Outcome, Response};
+use crate::service::{Attended, Call, Gate, Meters, Outcome, Response};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::names;
 use crate::tls::Peer;
 use crate::upstream::{Changes, PeerState};
+
+/// Streams of results at the same time; one more is a 503.
+const STREAMS_MAX: usize = 64;
+/// Results that a stream takes at once.
+const RESULTS_AT_ONCE: usize = 16;
 
 /// The door of the app's own calls.
 pub(super) struct OutboundDoor {
@@ -29,6 +38,9 @@ pub(super) struct OutboundDoor {
     pub(super) changes: Changes,
     pub(super) hydrate: Arc<Hydrate>,
     pub(super) timelines: Arc<Timelines>,
+    /// What receivers told; `None` without `kafka.replies`.
+    pub(super) answers: Option<Arc<Answers>>,
+    pub(super) streams: Arc<Gate>,
     pub(super) unrouted: Arc<Meters>,
     pub(super) reserved: Arc<Meters>,
 }
@@ -72,11 +84,12 @@ impl OutboundDoor {
                     .answer(reference, parts.uri.query(), &parts.headers)
                     .await
             }
+            ("messages", "") if waits(parts.uri.query()) => self.results(&parts.headers),
             ("messages", id) => self.timeline(id),
             ("services", "") => Ok(self.services(&parts.headers)),
             _ => Err(Error::new(
                 Kind::NotFound,
-                "below /.wayside/ there are claims/{id}, messages/{id} and services",
+                "below /.wayside/ there are claims/{id}, messages/{id}, messages?wait and services",
             )),
         }
     }
@@ -106,12 +119,55 @@ impl OutboundDoor {
         }
     }
 
+    /// The results as a stream, from now on or from where the reader left off.
+    fn results(&self, headers: &HeaderMap) -> Result<Response, Error> {
+        let Some(answers) = &self.answers else {
+            let detail = "results come by `kafka.replies`, which this sidecar does not have";
+            return Err(Error::new(Kind::NotFound, detail));
+        };
+        let place = self.streams.enter().ok_or_else(|| {
+            let most = self.streams.max();
+            let detail = format!("{most} streams of results are open, as many as may be");
+            Error::new(Kind::Overloaded, detail).after(Duration::from_secs(5))
+        })?;
+        let tip = answers.results().follow();
+        let last = headers.get("last-event-id");
+        let after = match last.and_then(|last| last.to_str().ok()) {
+            None | Some("") => tip.borrow().newest,
+            // Of another process: whatever is kept is told again.
+            Some(last) => results::resume(last, answers.run())
+                .map_or(0, |after| after.min(tip.borrow().newest)),
+        };
+        let begin = results::Begin {
+            after,
+            run: answers.run().to_owned(),
+            place,
+        };
+        let kept = Arc::clone(answers.results());
+        let page = move |after| {
+            let page = kept.after(after, RESULTS_AT_ONCE);
+            let told = page.results.iter();
+            results::Page {
+                missed: page.missed,
+                events: told
+                    .map(|(number, outcome)| (*number, outcome.told()))
+                    .collect(),
+            }
+        };
+        Ok(results::stream(tip, |tip: &Tip| tip.closed, begin, page))
+    }
+
     fn timeline(&self, id: &str) -> Result<Response, Error> {
         let id = Uuid::parse_str(id)
             .map_err(|_| Error::new(Kind::Unknown, "a message's id is a UUID"))?;
         match self.timelines.get(id) {
             Lookup::Known(timeline) => {
-                let body = serde_json::to_vec(&timeline.to_json()).map_err(|cause| {
+                let mut timeline = timeline.to_json();
+                let known = self.answers.as_ref().and_then(|own| own.results().get(id));
+                if let Some(outcome) = known {
+                    timeline["result"] = outcome.result();
+                }
+                let body = serde_json::to_vec(&timeline).map_err(|cause| {
                     Error::new(Kind::Internal, "the timeline can not be written").because(cause)
                 })?;
                 Ok(document(StatusCode::OK, Bytes::from(body), None))
@@ -206,6 +262,20 @@ impl InboundDoor {
             )),
         }
     }
+}
+
+/// Counts streams of results and refuses those above the limit.
+pub(super) fn streams(metrics: &Metrics) -> Arc<Gate> {
+    let streams = Gate::new(STREAMS_MAX);
+    let open = Arc::clone(&streams);
+    metrics.watch(&names::RESULT_STREAMS, &[], move || open.inside() as f64);
+    streams
+}
+
+/// Whether a query asks for a stream: `?wait`, `?wait=…`, or one of several parameters.
+fn waits(query: Option<&str>) -> bool {
+    let mut parameters = query.unwrap_or_default().split('&');
+    parameters.any(|parameter| parameter.split('=').next() == Some("wait"))
 }
 
 fn only_get(method: &Method) -> Result<(), Error> {

@@ -314,6 +314,9 @@ fn publish(
     parts: &Parts,
 ) -> Result<Publish, Error> {
     let broker = parts.broker.as_ref().ok_or_else(|| unbuilt("kafka"))?;
+    if let Some(answers) = &broker.sender.answers {
+        answers.open()?;
+    }
     let survives = rule
         .slim
         .as_ref()

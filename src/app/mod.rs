@@ -54,6 +54,8 @@ const OUTBOUND_LAST: Duration = Duration::from_secs(1);
 const CONSUMERS_SHARE: f32 = 0.75;
 /// Messages that the admin door lists.
 const MESSAGES_SHOWN: usize = 100;
+/// How long the broker may take for the last receipts: they must not use up the time of calls. Of a short drain a quarter.
+const RECEIPTS_FLUSH: Duration = Duration::from_secs(2);
 /// Connections of a side door, and how long one may be silent: whoever opens many must not keep the kubelet out.
 const SIDE_CONNECTIONS: usize = 256;
 const SIDE_HEAD_TIMEOUT: Duration = Duration::from_secs(2);
@@ -188,6 +190,11 @@ impl Sidecar {
                 live: Arc::clone(&self.live),
                 hydrate: Arc::clone(&hydrate),
                 timelines: Arc::clone(&parts.timelines),
+                answers: parts
+                    .broker
+                    .as_ref()
+                    .and_then(|broker| broker.sender.answers.clone()),
+                streams: doors::streams(&self.metrics),
                 changes: parts.upstream.changes.clone(),
                 unrouted: Arc::clone(&parts.unrouted),
                 reserved: Meters::new(&parts.metrics, "outbound", "(wayside)", "-"),
@@ -293,6 +300,7 @@ impl Sidecar {
         let consumers = Consumers {
             parts: Arc::clone(&self.parts),
             workers: Arc::clone(&self.workers),
+            receipts: consumers::receipts(&self.parts, &self.live, &config.service),
             hydrate,
             claims_at,
             groups: Mutex::default(),
@@ -376,6 +384,23 @@ impl Sidecar {
             self.drains.inbound.finished(deadline).await,
             "inbound calls",
         );
+        let receipts = self
+            .consumers
+            .as_ref()
+            .and_then(|all| all.receipts.as_ref());
+        if let Some(receipts) = receipts {
+            let until = Instant::now() + RECEIPTS_FLUSH.min(within / 4);
+            note(receipts.flush(until).await, "receipts");
+        }
+        let answers = self
+            .parts
+            .broker
+            .as_ref()
+            .and_then(|broker| broker.sender.answers.as_ref());
+        if let Some(answers) = answers {
+            // Callers that wait get their 202; what they waited for is at its address.
+            answers.results().close();
+        }
         let last = deadline - OUTBOUND_LAST.min(within / 4);
         self.wait_for_quiet(last).await;
         self.parts.upstream.changes.end();

@@ -7,10 +7,11 @@ use crate::config::model::{Cluster, Config, Kafka};
 use crate::error::Error;
 use crate::kafka::client::Bootstrap;
 use crate::kafka::embedded::Embedded;
-use crate::kafka::producer::{Answers, Producer};
+use crate::kafka::producer::{Producer, Reports};
 use crate::messages::keys::{Keys, Promised};
 use crate::messages::{Event, Timelines, What};
 use crate::pattern::ReplayBudget;
+use crate::pattern::answers::Answers;
 use crate::pattern::hop::Via;
 use crate::pattern::outbox::{self, Outbox};
 use crate::pattern::publish::Sender;
@@ -73,8 +74,8 @@ impl Parts {
         let broker = match &config.kafka {
             None => None,
             Some(kafka) => {
-                let of = (kafka, config);
-                Some(broker(of, instance, &claims, &timelines, &metrics)?)
+                let shared = (&claims, &timelines, &metrics);
+                Some(broker((kafka, config), instance, shared)?)
             }
         };
         Ok(Self {
@@ -114,9 +115,7 @@ pub enum BuildError {
 fn broker(
     (kafka, config): (&Kafka, &Config),
     instance: String,
-    claims: &Arc<Stores>,
-    timelines: &Arc<Timelines>,
-    metrics: &Metrics,
+    (claims, timelines, metrics): (&Arc<Stores>, &Arc<Timelines>, &Metrics),
 ) -> Result<Broker, BuildError> {
     let (bootstrap, embedded) = match &kafka.cluster {
         Cluster::Brokers(addresses) => (Bootstrap::brokers(addresses), None),
@@ -138,10 +137,10 @@ fn broker(
     let opened = opened.transpose()?;
     let room = kafka.queue_max / 4 * 3;
     let way = outbox::Shared::new(room, Arc::clone(timelines), metrics);
-    let answers = opened
+    let reports = opened
         .as_ref()
-        .map(|_| Arc::clone(&way) as Arc<dyn Answers>);
-    let producer = Arc::new(Producer::new(kafka, &bootstrap, answers)?);
+        .map(|_| Arc::clone(&way) as Arc<dyn Reports>);
+    let producer = Arc::new(Producer::new(kafka, &bootstrap, reports)?);
     let outbox = match opened {
         None => None,
         Some((opened, survives)) => {
@@ -149,6 +148,11 @@ fn broker(
             Some((Outbox::start(way, opened, &producer)?, survives))
         }
     };
+    let answers = kafka.replies.as_ref().map(|topics| {
+        let origin = format!("{}/{instance}", config.service);
+        let broker = (kafka, topics, &bootstrap);
+        Answers::new(config, origin, broker, timelines, metrics)
+    });
     let sender = Arc::new(Sender {
         service: config.service.clone(),
         instance,
@@ -157,6 +161,7 @@ fn broker(
         timelines: Arc::clone(timelines),
         keys,
         outbox,
+        answers,
     });
     Ok(Broker {
         kafka: kafka.clone(),

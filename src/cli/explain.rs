@@ -10,13 +10,16 @@ use http::header::{CONTENT_LENGTH, HOST, HeaderName, HeaderValue};
 
 use super::{bad_config, complain, load, tell};
 use crate::body::Body;
-use crate::config::model::{Config, ENDLESS, Forward, Pattern, Publish, Rewrite, Route, SlimRule};
+use crate::config::model::{
+    Config, ENDLESS, Forward, Pattern, Publish, Rewrite, Route, SlimRule, Track,
+};
 use crate::error::{Error, Kind, Violations};
 use crate::kafka::properties::Judge;
 use crate::kafka::record;
 use crate::listen::head;
 use crate::pattern::forward::ends_here;
 use crate::pattern::hop;
+use crate::pattern::prefer;
 use crate::pattern::slim::{Plan, Slimmed};
 use crate::pattern::validate::{self, Check};
 use crate::reply::headers::RESERVED;
@@ -343,6 +346,7 @@ fn publish(out: &mut String, config: &Config, rule: &Publish, request: &Request,
                 out,
                 "  answer: 202 after the broker's acks=all acknowledgement, within {within}"
             );
+            replies(out, config, rule, request);
         }
         Err(error) => {
             let (status, word) = (error.kind().status().as_u16(), error.kind().word());
@@ -371,6 +375,41 @@ fn checked(out: &mut String, rule: &Publish) {
         let types: Vec<String> = rule.content_type.iter().map(ToString::to_string).collect();
         say!(out, "  content type: one of {}", types.join(", "));
     }
+}
+
+/// What receivers would report back.
+fn replies(out: &mut String, config: &Config, rule: &Publish, request: &Request) {
+    let topics = config
+        .kafka
+        .as_ref()
+        .and_then(|kafka| kafka.replies.as_ref());
+    let Some(topics) = topics else { return };
+    let wait = prefer::wait(request.headers());
+    if let Some(wait) = wait {
+        let wait = humantime::format_duration(wait);
+        say!(
+            out,
+            "  or the receiver's own, if it comes within {wait} after that"
+        );
+    }
+    let what = match rule.track.max(if wait.is_some() {
+        Track::Verdict
+    } else {
+        Track::None
+    }) {
+        Track::None => return,
+        Track::Verdict => "how it ends",
+        Track::All => "every attempt and how it ends",
+    };
+    let who = match &rule.reply_from {
+        Some(group) => format!("; the verdict of group {group} counts"),
+        None => String::new(),
+    };
+    say!(
+        out,
+        "  receivers report {what} to topic {}{who}",
+        topics.topic(&config.service)
+    );
 }
 
 /// What the route would read from the body, or how it would refuse the call.

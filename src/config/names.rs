@@ -3,6 +3,7 @@
 use http::{HeaderName, Method};
 
 use super::diagnostic::{Invalid, quoted};
+use super::model::Replies;
 use super::words::nearest;
 
 /// The methods of IANA's registry (RFC 9110 section 16.1) that a sidecar can pass on.
@@ -109,6 +110,34 @@ pub(super) fn parse_topic(text: &str) -> Result<String, Invalid> {
         .collect();
     let better = meant != text && parse_topic(&meant).is_ok();
     Err(Invalid::new(reason).hint(better.then_some(meant)))
+}
+
+/// Reads the pattern of reply topics: a topic's name that may hold `{service}`.
+pub(super) fn parse_replies(text: &str) -> Result<Replies, Invalid> {
+    /// The longest name of a service.
+    const SERVICE_MAX: usize = 63;
+    let pattern = Replies(text.to_owned());
+    let rest = text.replace(Replies::SERVICE, "");
+    if let Some(from) = rest.find(['{', '}']) {
+        let part = rest[from..].split_inclusive('}').next().unwrap_or_default();
+        let reason = format!(
+            "{} stands for nothing here; only `{}` does",
+            quoted(part),
+            Replies::SERVICE
+        );
+        let meant = text.replace(part, Replies::SERVICE);
+        let better = part.len() > 2 && part.ends_with('}') && parse_replies(&meant).is_ok();
+        return Err(Invalid::new(reason).hint(better.then_some(meant)));
+    }
+    parse_topic(&pattern.topic("s"))
+        .map_err(|error| Invalid::new(error.reason.replace(&pattern.topic("s"), text)))?;
+    if pattern.topic(&"s".repeat(SERVICE_MAX)).len() > 249 {
+        let reason = format!(
+            "with a service of {SERVICE_MAX} letters this is longer than the 249 that Kafka takes"
+        );
+        return Err(Invalid::new(reason));
+    }
+    Ok(pattern)
 }
 
 /// Reads the name of a consumer group.

@@ -108,8 +108,6 @@ pub(super) static ROUTE: Shape = Shape {
         section("forward", &FORWARD),
         section("publish", &PUBLISH),
         later("channel"),
-        later("reply"),
-        later("track"),
     ],
 };
 
@@ -176,9 +174,13 @@ pub(super) static PUBLISH: Shape = Shape {
         key("timeout"),
         key("schema"),
         key("content_type"),
-        later("reply"),
-        later("track"),
+        section("reply", &REPLY),
+        key("track"),
     ],
+};
+
+pub(super) static REPLY: Shape = Shape {
+    keys: &[key("from")],
 };
 
 pub(super) static KEY: Shape = Shape {
@@ -245,6 +247,7 @@ pub(super) static SERVICE: Shape = Shape {
         section("limit", &LIMIT),
         key("rate"),
         section("ejection", &EJECTION),
+        key("replies"),
         later("kubernetes"),
     ],
 };
@@ -280,7 +283,7 @@ pub(super) static KAFKA: Shape = Shape {
         key("brokers"),
         key("properties"),
         key("queue_max"),
-        later("replies"),
+        key("replies"),
     ],
 };
 
@@ -315,6 +318,7 @@ pub(super) static LIMITS: Shape = Shape {
         key("replay"),
         key("replay_total"),
         key("claim"),
+        key("results"),
     ],
 };
 

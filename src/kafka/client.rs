@@ -320,6 +320,7 @@ mod tests {
             cluster: Cluster::Embedded,
             properties,
             queue_max: 32 << 20,
+            replies: None,
         }
     }
 

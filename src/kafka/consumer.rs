@@ -33,7 +33,7 @@ const LEAVE_RESERVE: Duration = Duration::from_secs(2);
 /// How long the broker's identity is awaited before the group is joined anyway.
 const IDENTITY_MAX: Duration = Duration::from_secs(10);
 /// How the embedded broker's cluster id begins.
-const EMBEDDED_ID: &str = "mockCluster";
+pub(super) const EMBEDDED_ID: &str = "mockCluster";
 
 /// A member of a group. Dropping it ends its thread in the background, without waiting for what is in flight.
 #[derive(Debug)]

@@ -9,6 +9,7 @@
 //! * `assignment`: what that consumer has at the moment, as partitions come and go
 //! * [`lanes`]: the records of one partition, in order, from that thread to the task that delivers them
 //! * [`tracker`]: which offset may be committed; pure
+//! * [`replies`]: the reader of what receivers tell of our messages; [`murmur`] says in which partition
 //! * [`embedded`]: a broker inside this process, for trying things out
 
 mod assignment;
@@ -17,9 +18,11 @@ pub mod consumer;
 pub mod embedded;
 pub mod lanes;
 mod link;
+pub mod murmur;
 pub mod producer;
 pub mod properties;
 pub mod record;
+pub mod replies;
 mod slots;
 pub mod tracker;
 

@@ -120,8 +120,8 @@ impl From<PublishError> for Error {
     }
 }
 
-/// Where the answers to [`Producer::offer`] go. It is called on the native client's threads and must not block.
-pub trait Answers: Send + Sync + 'static {
+/// Where the delivery reports of [`Producer::offer`] go. It is called on the native client's threads and must not block.
+pub trait Reports: Send + Sync + 'static {
     /// The broker's answer to one record.
     fn answer(&self, tag: u64, outcome: Outcome);
 
@@ -136,7 +136,7 @@ pub struct Producer {
     shared: Arc<Shared>,
 }
 
-type Native = ThreadedProducer<Reports>;
+type Native = ThreadedProducer<Callbacks>;
 /// The broker's answer to one record.
 pub type Outcome = Result<Ack, PublishError>;
 
@@ -148,7 +148,7 @@ struct Shared {
     /// Absent while it is made anew.
     native: ArcSwapOption<Native>,
     slots: Arc<Slots<Outcome>>,
-    answers: Option<Arc<dyn Answers>>,
+    reports: Option<Arc<dyn Reports>>,
     link: Arc<Link>,
     config: ClientConfig,
     redactor: Redactor,
@@ -160,7 +160,7 @@ struct Shared {
 impl Producer {
     /// Makes the native client and the thread that watches the broker. It does not wait for the broker.
     ///
-    /// With `answers` the client repeats a record for as long as it takes, since whoever offers it keeps it for as long;
+    /// With `reports` the client repeats a record for as long as it takes, since whoever offers it keeps it for as long;
     /// a record that was given up after a while could be overtaken by a later one of its key.
     ///
     /// # Errors
@@ -168,10 +168,10 @@ impl Producer {
     pub fn new(
         kafka: &Kafka,
         bootstrap: &Bootstrap,
-        answers: Option<Arc<dyn Answers>>,
+        reports: Option<Arc<dyn Reports>>,
     ) -> Result<Self, SetupError> {
         let mut config = client::producer_config(kafka, bootstrap)?;
-        if answers.is_some() {
+        if reports.is_some() {
             config.set("message.timeout.ms", "0");
         }
         let record_max = config
@@ -180,7 +180,7 @@ impl Producer {
         let shared = Arc::new(Shared {
             native: ArcSwapOption::empty(),
             slots: Arc::new(Slots::new(QUEUE_RECORDS_MAX)),
-            answers,
+            reports,
             link: Arc::new(Link::new()),
             config,
             redactor: Redactor::of(&kafka.properties),
@@ -201,7 +201,20 @@ impl Producer {
     /// # Errors
     /// See [`PublishError`]: each says whether the record may have been written.
     pub async fn publish(&self, record: Outgoing<'_>, deadline: Instant) -> Outcome {
-        let ticket = self.shared.send(record)?;
+        self.publish_to(record, None, deadline).await
+    }
+
+    /// The same to a partition that the caller chooses.
+    ///
+    /// # Errors
+    /// See [`PublishError`]; a partition that the topic does not have is a [`PublishError::TopicUnknown`].
+    pub async fn publish_to(
+        &self,
+        record: Outgoing<'_>,
+        partition: Option<i32>,
+        deadline: Instant,
+    ) -> Outcome {
+        let ticket = self.shared.send(record, partition)?;
         let answer = self.shared.slots.wait(ticket);
         if let Ok(outcome) = tokio::time::timeout_at(deadline, answer).await {
             return outcome;
@@ -210,7 +223,7 @@ impl Producer {
         Err(PublishError::TimedOut)
     }
 
-    /// Sends a record on its way. What becomes of it comes to the [`Answers`] that this producer was made with, with the
+    /// Sends a record on its way. What becomes of it comes to the [`Reports`] that this producer was made with, with the
     /// tag, of which the upper bit is lost. It may be called while the broker is away.
     ///
     /// # Errors
@@ -260,7 +273,7 @@ impl Drop for Producer {
 }
 
 impl Shared {
-    fn send(&self, record: Outgoing<'_>) -> Result<Ticket, PublishError> {
+    fn send(&self, record: Outgoing<'_>, partition: Option<i32>) -> Result<Ticket, PublishError> {
         let bytes = record.bytes();
         if bytes > self.record_max {
             return Err(PublishError::TooLarge);
@@ -269,7 +282,7 @@ impl Shared {
             return Err(PublishError::BrokerAway);
         }
         let ticket = self.slots.reserve(bytes).ok_or(PublishError::QueueFull)?;
-        self.enqueue(record, ticket).inspect_err(|_| {
+        self.enqueue(record, partition, ticket).inspect_err(|_| {
             self.slots.release(ticket);
         })?;
         Ok(ticket)
@@ -279,11 +292,16 @@ impl Shared {
         if record.bytes() > self.record_max {
             return Err(PublishError::TooLarge);
         }
-        self.enqueue(record, tag as usize | OFFERED)
+        self.enqueue(record, None, tag as usize | OFFERED)
     }
 
     /// Gives a record to the native client, with the word that comes back with its answer.
-    fn enqueue(&self, record: Outgoing<'_>, word: usize) -> Result<(), PublishError> {
+    fn enqueue(
+        &self,
+        record: Outgoing<'_>,
+        partition: Option<i32>,
+        word: usize,
+    ) -> Result<(), PublishError> {
         if self.link.is_fatal() {
             return Err(PublishError::BrokerAway);
         }
@@ -304,21 +322,21 @@ impl Shared {
         let mut native_record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(record.topic, word)
             .payload(record.value)
             .headers(headers);
-        native_record.key = record.key;
+        (native_record.key, native_record.partition) = (record.key, partition);
         native
             .send(native_record)
             .map_err(|(error, _)| reason(&error))
     }
 
     fn connect(&self) -> Result<Native, SetupError> {
-        let reports = Reports {
+        let callbacks = Callbacks {
             slots: Arc::clone(&self.slots),
-            answers: self.answers.clone(),
+            reports: self.reports.clone(),
             link: Arc::clone(&self.link),
             reporter: Reporter::new("producer", self.redactor.clone()),
         };
         self.config
-            .create_with_context(reports)
+            .create_with_context(callbacks)
             .map_err(|error| client::client_error(error, &self.redactor))
     }
 
@@ -341,8 +359,8 @@ impl Shared {
             self.retire(old);
         }
         self.slots.answer_all(|| Err(PublishError::Fatal));
-        if let Some(answers) = &self.answers {
-            answers.lost();
+        if let Some(reports) = &self.reports {
+            reports.lost();
         }
         match self.connect() {
             Ok(native) => {
@@ -414,14 +432,14 @@ fn keep(shared: &Shared) {
 }
 
 /// The native client's callbacks.
-struct Reports {
+struct Callbacks {
     slots: Arc<Slots<Outcome>>,
-    answers: Option<Arc<dyn Answers>>,
+    reports: Option<Arc<dyn Reports>>,
     link: Arc<Link>,
     reporter: Reporter,
 }
 
-impl ClientContext for Reports {
+impl ClientContext for Callbacks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
         self.reporter.log(level, facility, text);
     }
@@ -441,7 +459,7 @@ impl ClientContext for Reports {
     }
 }
 
-impl ProducerContext for Reports {
+impl ProducerContext for Callbacks {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, word: usize) {
@@ -463,9 +481,9 @@ impl ProducerContext for Reports {
                 Err(reason)
             }
         };
-        match &self.answers {
-            Some(answers) if word & OFFERED != 0 => {
-                answers.answer((word & !OFFERED) as u64, outcome);
+        match &self.reports {
+            Some(reports) if word & OFFERED != 0 => {
+                reports.answer((word & !OFFERED) as u64, outcome);
             }
             _ => {
                 self.slots.answer(word, outcome);

@@ -74,6 +74,7 @@ fn make(properties: &[(String, Secret)], clients: Clients) -> Result<(), KafkaEr
         cluster: Cluster::Embedded,
         properties: properties.to_vec(),
         queue_max: 32 << 20,
+        replies: None,
     };
     let nowhere = Bootstrap::brokers(&[]);
     let failed = |error: SetupError| KafkaError::ClientCreation(error.to_string());

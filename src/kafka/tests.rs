@@ -28,6 +28,7 @@ fn kafka(properties: &[(&str, &str)]) -> Kafka {
         cluster: Cluster::Embedded,
         properties,
         queue_max: 32 << 20,
+        replies: None,
     }
 }
 
@@ -270,6 +271,7 @@ async fn a_message_comes_out_as_it_went_in() {
         content_type: Some(HeaderValue::from_static("application/json")),
         traceparent: None,
         claim: None,
+        reply: None,
         time: SystemTime::now(),
     };
     let mut headers = record::encode(&message);

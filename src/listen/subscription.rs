@@ -17,9 +17,10 @@ use crate::kafka::lanes::{Lane, Received};
 use crate::kafka::producer::Producer;
 use crate::kafka::record::{self, Position};
 use crate::lifecycle;
-use crate::messages::{Event, Timelines, What};
+use crate::messages::{Answer, Event, What};
 use crate::pattern::dead_letter::{self, Obituary};
 use crate::pattern::deliver::{Attempted, Deliver, Delivery};
+use crate::pattern::receipts::Receipts;
 use crate::pattern::retry;
 use crate::pattern::verdict::Verdict;
 use crate::telemetry::metrics::Metrics;
@@ -37,7 +38,7 @@ pub struct Subscription {
     rule: Rule,
     deliver: Deliver,
     producer: Arc<Producer>,
-    timelines: Arc<Timelines>,
+    receipts: Arc<Receipts>,
     /// Deliveries at the same time, over all lanes.
     places: Semaphore,
     meters: Meters,
@@ -86,7 +87,7 @@ impl Subscription {
         rule: &Rule,
         deliver: Deliver,
         producer: Arc<Producer>,
-        timelines: Arc<Timelines>,
+        receipts: Arc<Receipts>,
         metrics: &Metrics,
     ) -> Arc<Self> {
         let name = rule.topic.as_str();
@@ -114,7 +115,7 @@ impl Subscription {
             rule: rule.clone(),
             deliver,
             producer,
-            timelines,
+            receipts,
         })
     }
 
@@ -148,10 +149,10 @@ impl Subscription {
         let first = SystemTime::now();
         let (mut made, mut missed) = (0_u32, 0_u32);
         loop {
-            let Some(attempted) = self.attempt(lane, &delivery, made + 1).await else {
+            let Some(mut attempted) = self.attempt(lane, &delivery, made + 1).await else {
                 return Ending::Interrupted;
             };
-            self.note(&delivery, &attempted, made + 1);
+            self.note(&delivery, &mut attempted, made + 1);
             let (why, wait) = match &attempted.verdict {
                 Verdict::Done | Verdict::Drop => return Ending::Final,
                 Verdict::NotDelivered => {
@@ -178,6 +179,7 @@ impl Subscription {
                     topic,
                     why,
                     status: attempted.status,
+                    answer: attempted.answer,
                     made,
                     first,
                 };
@@ -207,6 +209,7 @@ impl Subscription {
                 Attempted {
                     verdict: Verdict::Retry(None),
                     status: None,
+                    answer: None,
                     error: Some(error),
                 }
             }
@@ -255,8 +258,9 @@ impl Subscription {
             status: grave.status,
             ..Event::now(What::Dead)
         };
-        self.timelines
-            .record(delivery.id, dead.place(received.partition, received.offset));
+        let dead = dead.place(received.partition, received.offset);
+        let (record, group) = (&delivery.record, self.rule.group.as_str());
+        self.receipts.note(record, group, dead, grave.answer);
         tracing::warn!(
             id = %delivery.id, topic, reason = grave.why, attempts = grave.made, trace = delivery.trace.id(),
             "message moved to the dead letters"
@@ -264,40 +268,37 @@ impl Subscription {
         Ending::Final
     }
 
-    /// Counts, logs and keeps what an attempt came to.
-    fn note(&self, delivery: &Delivery, attempted: &Attempted, attempt: u32) {
-        let timelines = &self.timelines;
+    /// Counts, logs, keeps and tells what an attempt came to.
+    fn note(&self, delivery: &Delivery, attempted: &mut Attempted, attempt: u32) {
+        let status = attempted.status;
+        let note = |what, answer| {
+            let event = Event {
+                status,
+                ..Event::now(what)
+            };
+            // The attempt that ends a message is told before; its end says no number.
+            let event = match what {
+                What::Delivered | What::NotSent => event.attempt(attempt),
+                _ => event,
+            };
+            let (record, group) = (&delivery.record, self.rule.group.as_str());
+            self.receipts.note(record, group, event, answer);
+        };
         let what = match &attempted.verdict {
             Verdict::NotDelivered => What::NotSent,
             _ => What::Delivered,
         };
-        let event = Event {
-            status: attempted.status,
-            ..Event::now(what)
-        };
-        timelines.record(delivery.id, event.attempt(attempt));
+        note(what, None);
         match &attempted.verdict {
             Verdict::Done => {
                 self.meters.done.increment(1);
-                timelines.record(
-                    delivery.id,
-                    Event {
-                        status: attempted.status,
-                        ..Event::now(What::Done)
-                    },
-                );
+                note(What::Done, attempted.answer.take());
                 tracing::debug!(id = %delivery.id, topic = self.rule.topic, attempt, trace = delivery.trace.id(), "message done");
                 return;
             }
             Verdict::Drop => {
                 self.meters.dropped.increment(1);
-                timelines.record(
-                    delivery.id,
-                    Event {
-                        status: attempted.status,
-                        ..Event::now(What::Dropped)
-                    },
-                );
+                note(What::Dropped, attempted.answer.take());
             }
             Verdict::Retry(_) => self.meters.retry.increment(1),
             Verdict::NotDelivered => self.meters.not_delivered.increment(1),
@@ -322,6 +323,7 @@ struct Grave<'a> {
     topic: &'a str,
     why: String,
     status: Option<u16>,
+    answer: Option<Answer>,
     made: u32,
     first: SystemTime,
 }

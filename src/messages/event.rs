@@ -15,6 +15,8 @@ pub struct Event {
     pub status: Option<u16>,
     /// Which attempt it was, from 1; above 65,535 it is told as 65,535.
     pub attempt: Option<u32>,
+    /// It is told, but does not change how far the message came: it is of a group whose verdict does not count.
+    pub aside: bool,
 }
 
 impl Event {
@@ -31,6 +33,7 @@ impl Event {
             place: None,
             status: None,
             attempt: None,
+            aside: false,
         }
     }
 
@@ -56,6 +59,11 @@ impl Event {
             attempt: Some(attempt),
             ..self
         }
+    }
+
+    /// Says whether it is aside.
+    pub fn aside(self, aside: bool) -> Self {
+        Self { aside, ..self }
     }
 }
 

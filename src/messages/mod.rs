@@ -2,10 +2,13 @@
 //!
 //! In memory and bounded: a message has one slot of fixed size, slots lie in rings, and the oldest is overwritten.
 //! Recording takes one short lock on one of several shards and writes a few bytes; JSON is made only when someone asks.
-//! Nothing here outlives the process.
+//! Nothing here outlives the process; what receivers told of a message is read again from the reply topic.
 
+mod answer;
 mod event;
 pub mod keys;
+pub mod receipt;
+mod results;
 mod slot;
 
 use std::collections::HashMap;
@@ -15,7 +18,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
+pub use answer::{Answer, BODY_MAX};
 pub use event::{Event, Status, What};
+pub use results::{Outcome, Page, Results, Tip};
 pub use slot::Timeline;
 
 use slot::Slot;
@@ -79,6 +84,25 @@ impl Timelines {
     /// are kept.
     pub fn record(&self, id: Uuid, event: Event) {
         self.shard(id).record(id, event);
+    }
+
+    /// Adds what a receipt tells; false if it may not. One for a message that is not known here, from before a restart,
+    /// begins its timeline if the message is not older than what is kept.
+    pub fn record_receipt(&self, id: Uuid, event: Event) -> bool {
+        self.record_receipt_at(id, event, SystemTime::now())
+    }
+
+    fn record_receipt_at(&self, id: Uuid, event: Event, now: SystemTime) -> bool {
+        let now = millis(now);
+        let kept = now.saturating_sub(self.keep.as_millis() as u64)..=now;
+        let mut shard = self.shard(id);
+        // An id of another version does not say when it was made, so the event's own time must do.
+        let begun = made(id).unwrap_or_else(|| millis(event.at));
+        let may = shard.index.contains_key(&id) || kept.contains(&begun);
+        if may {
+            shard.record(id, event);
+        }
+        may
     }
 
     /// What is known of a message.

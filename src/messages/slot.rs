@@ -39,11 +39,13 @@ struct Packed {
     what: Word,
 }
 
-/// The kind, and whether the slot's place belongs to it.
+/// The kind, whether the slot's place belongs to it, and whether it is aside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Word(u8);
 
 const PLACED: u8 = 0x80;
+const ASIDE: u8 = 0x40;
+const KIND: u8 = !(PLACED | ASIDE);
 
 impl Slot {
     pub(super) fn new(id: Uuid, event: Event) -> Self {
@@ -58,7 +60,11 @@ impl Slot {
             start: millis(event.at),
             offset: 0,
             partition: -1,
-            status: event.what.status(),
+            // Of an event aside it is known that there is a record, and no more.
+            status: match event.aside {
+                true => Status::Replicated,
+                false => event.what.status(),
+            },
             len: 0,
             skipped: 0,
             events: [nothing; EVENTS_MAX],
@@ -69,8 +75,14 @@ impl Slot {
 
     pub(super) fn push(&mut self, event: Event) {
         let len = usize::from(self.len);
+        if event.what == What::Accepted && len > 0 {
+            self.begin(event);
+            return;
+        }
         let packed = self.pack(event);
-        self.status = self.status.then(event.what.status());
+        if !event.aside {
+            self.status = self.status.then(event.what.status());
+        }
         if len < EVENTS_MAX {
             self.events[len] = packed;
             self.len += 1;
@@ -79,6 +91,24 @@ impl Slot {
             self.events[EVENTS_MAX - 1] = packed;
             self.skipped = self.skipped.saturating_add(1);
         }
+    }
+
+    /// How it began, told after what came of it: the broker's answer is often faster than the caller's own task.
+    fn begin(&mut self, event: Event) {
+        let earlier = self.start.saturating_sub(millis(event.at));
+        self.start -= earlier;
+        let last = usize::from(self.len).min(EVENTS_MAX - 1);
+        if last < usize::from(self.len) {
+            self.skipped = self.skipped.saturating_add(1);
+        }
+        for at in (0..last).rev() {
+            let mut moved = self.events[at];
+            let after = u64::from(u32::from_le_bytes(moved.after)) + earlier;
+            moved.after = u32::try_from(after).unwrap_or(u32::MAX).to_le_bytes();
+            self.events[at + 1] = moved;
+        }
+        self.events[0] = self.pack(event);
+        self.len = (last + 1) as u8;
     }
 
     pub(super) fn id(&self) -> Uuid {
@@ -104,7 +134,7 @@ impl Slot {
         let last = events
             .iter()
             .rev()
-            .find(|event| event.what.status() == self.status);
+            .find(|event| !event.aside && event.what.status() == self.status);
         let result = last
             .filter(|_| self.status.is_final())
             .and_then(|event| event.status);
@@ -120,7 +150,7 @@ impl Slot {
     fn pack(&mut self, event: Event) -> Packed {
         let after = millis(event.at).saturating_sub(self.start);
         let attempt = event.attempt.unwrap_or(0);
-        let mut word = event.what as u8;
+        let mut word = event.what as u8 | if event.aside { ASIDE } else { 0 };
         if let Some((partition, offset)) = event.place.filter(|_| self.partition < 0) {
             (self.partition, self.offset) = (partition, offset);
             word |= PLACED;
@@ -138,12 +168,13 @@ impl Slot {
         let Word(word) = packed.what;
         Some(Event {
             at: UNIX_EPOCH + Duration::from_millis(self.start + after),
-            what: *What::ALL.get(usize::from(word & !PLACED))?,
+            what: *What::ALL.get(usize::from(word & KIND))?,
             place: (word & PLACED != 0).then_some((self.partition, self.offset)),
             status: Some(u16::from_le_bytes(packed.status)).filter(|status| *status != 0),
             attempt: Some(u16::from_le_bytes(packed.attempt))
                 .filter(|n| *n != 0)
                 .map(u32::from),
+            aside: word & ASIDE != 0,
         })
     }
 }
@@ -212,6 +243,8 @@ struct Line {
     status: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     attempt: Option<u32>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    aside: bool,
 }
 
 impl From<&Event> for Line {
@@ -223,6 +256,7 @@ impl From<&Event> for Line {
             offset: event.place.map(|(_, offset)| offset),
             status: event.status,
             attempt: event.attempt,
+            aside: event.aside,
         }
     }
 }
@@ -238,6 +272,6 @@ mod tests {
     #[test]
     fn a_slot_is_128_bytes() {
         assert_eq!(size_of::<Slot>(), 128);
-        assert!(What::ALL.len() < usize::from(PLACED));
+        assert!(What::ALL.len() <= usize::from(KIND));
     }
 }

@@ -56,6 +56,29 @@ fn a_timeline_is_shown_as_its_document() {
 }
 
 #[test]
+fn how_a_message_began_stands_first_also_if_it_is_told_last() {
+    let timelines = timelines(10);
+    let id = id(0);
+    timelines.record(id, Event::at(at(500), What::Replicated).place(3, 42));
+    timelines.record(id, Event::at(at(600), What::Done).status(200));
+    timelines.record(id, Event::at(at(100), What::Accepted));
+    let timeline = known(&timelines, id);
+    assert_eq!(timeline.status, Status::Done);
+    let told: Vec<_> = timeline
+        .events
+        .iter()
+        .map(|event| (event.what, event.at))
+        .collect();
+    let wanted = [
+        (What::Accepted, 100),
+        (What::Replicated, 500),
+        (What::Done, 600),
+    ];
+    assert_eq!(told, wanted.map(|(what, after)| (what, at(after))));
+    assert_eq!(timeline.events[1].place, Some((3, 42)));
+}
+
+#[test]
 fn the_status_only_goes_on() {
     let rows: [(&[What], Status); 7] = [
         (&[What::Accepted], Status::Accepted),
@@ -183,6 +206,52 @@ fn a_timeline_is_gone_some_time_after_its_last_event() {
     assert_eq!(
         timelines.get_at(id, end + Duration::from_millis(1)),
         Lookup::Gone
+    );
+}
+
+#[test]
+fn what_is_told_aside_changes_nothing() {
+    let timelines = timelines(10);
+    let id = id(0);
+    timelines.record(id, Event::at(at(0), What::Replicated));
+    timelines.record(id, Event::at(at(1), What::Dead).status(422).aside(true));
+    let timeline = known(&timelines, id);
+    assert_eq!(
+        (timeline.status, timeline.result),
+        (Status::Replicated, None)
+    );
+    timelines.record(id, Event::at(at(2), What::Done).status(200));
+    timelines.record(id, Event::at(at(3), What::Done).status(201).aside(true));
+    let timeline = known(&timelines, id);
+    assert_eq!(
+        (timeline.status, timeline.result),
+        (Status::Done, Some(200))
+    );
+    assert_eq!(timeline.events.len(), 4);
+}
+
+#[test]
+fn a_receipt_begins_only_the_timeline_of_a_message_that_would_still_be_kept() {
+    let timelines = timelines(10);
+    let now = at(10_000);
+    let keep = KEEP.as_millis() as i64;
+    let done = Event::at(at(9_000), What::Done).status(200);
+    for (made, taken) in [(-5_000, true), (10_001, false), (9_999 - keep, false)] {
+        let id = id(made);
+        assert_eq!(timelines.record_receipt_at(id, done, now), taken, "{made}");
+        let known = matches!(timelines.get_at(id, now), Lookup::Known(_));
+        assert_eq!(known, taken, "{made}");
+    }
+    let keyed = Uuid::new_v8([7; 16]);
+    let old = Event {
+        at: at(0) - KEEP,
+        ..done
+    };
+    assert!(!timelines.record_receipt_at(keyed, old, now));
+    assert!(timelines.record_receipt_at(keyed, done, now));
+    assert!(
+        timelines.record_receipt_at(keyed, old, now),
+        "it is known now"
     );
 }
 

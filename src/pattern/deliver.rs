@@ -17,13 +17,14 @@ use crate::claims::Reference;
 use crate::config::model::Hydrate as Mode;
 use crate::error::{Error, Kind};
 use crate::kafka::record::{Claim, ClaimRef, Decoded, digest_text};
+use crate::messages::{Answer, BODY_MAX};
 use crate::reply::headers::{ATTEMPT, CLAIM, MESSAGE_ID, REPR_DIGEST};
 use crate::service::{Call, Leash, Request, is_grpc};
 use crate::telemetry::trace::Trace;
 
 /// Bytes of the app's answer that are read, so that its connection can be used again; a longer answer costs the
-/// connection.
-const ANSWER_MAX: usize = 64 << 10;
+/// connection. It is also what an origin gets of an answer.
+const ANSWER_MAX: usize = BODY_MAX;
 
 /// How a subscription delivers.
 pub struct Deliver {
@@ -63,6 +64,8 @@ pub struct Attempted {
     pub verdict: Verdict,
     /// The app's status, if it answered.
     pub status: Option<u16>,
+    /// Its answer, if the message's origin wants to know it.
+    pub answer: Option<Answer>,
     /// Why there is no answer, for the log.
     pub error: Option<Error>,
 }
@@ -76,25 +79,23 @@ impl Deliver {
                 return Attempted {
                     verdict: verdict::of_record(&error),
                     status: None,
+                    answer: None,
                     error: Some(error),
                 };
             }
         };
         match self.send(delivery, request).await {
-            Ok((verdict, status)) => Attempted {
-                verdict,
-                status: Some(status),
-                error: None,
-            },
+            Ok(attempted) => attempted,
             Err(error) => Attempted {
                 verdict: verdict::of_error(&error),
                 status: None,
+                answer: None,
                 error: Some(error),
             },
         }
     }
 
-    async fn send(&self, delivery: &Delivery, request: Request) -> Result<(Verdict, u16), Error> {
+    async fn send(&self, delivery: &Delivery, request: Request) -> Result<Attempted, Error> {
         let call = Box::new(Call {
             started: tokio::time::Instant::now(),
             trace: delivery.trace.clone(),
@@ -108,15 +109,18 @@ impl Deliver {
         let response = self.forward.call(call).await?;
         let (head, body) = response.into_parts();
         // A broken answer is no answer: the app may not have finished.
-        match body.read(ANSWER_MAX).await {
-            Ok(_) => {}
-            Err(error) if error.kind() == Kind::BodyTooLarge => {}
+        let body = match body.read(ANSWER_MAX).await {
+            Ok(body) => Some(body),
+            Err(error) if error.kind() == Kind::BodyTooLarge => None,
             Err(error) => return Err(error),
-        }
-        Ok((
-            verdict::of_answer(head.status, &head.headers),
-            head.status.as_u16(),
-        ))
+        };
+        let asked = delivery.record.reply.as_ref();
+        Ok(Attempted {
+            verdict: verdict::of_answer(head.status, &head.headers),
+            status: Some(head.status.as_u16()),
+            answer: asked.and_then(|_| Answer::new(head.status, &head.headers, body)),
+            error: None,
+        })
     }
 
     /// The call as it was made, or as the subscription's path says.

@@ -1,5 +1,6 @@
 //! Stage 3: what is done with a call. Policies are pure functions; the loops that use them are plain.
 
+pub mod answers;
 pub mod dead_letter;
 pub mod deadline;
 pub mod deliver;
@@ -10,8 +11,10 @@ pub mod hydrate;
 pub mod key;
 pub mod outbox;
 mod paced;
+pub mod prefer;
 mod promise;
 pub mod publish;
+pub mod receipts;
 mod refusals;
 mod relay;
 mod replay;

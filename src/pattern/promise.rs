@@ -49,6 +49,7 @@ pub(super) struct Drafted {
     pub(super) id: Uuid,
     pub(super) time: SystemTime,
     pub(super) proof: Option<Proof>,
+    pub(super) route: Arc<str>,
     pub(super) key: Option<Bytes>,
     pub(super) headers: Vec<Header>,
     pub(super) value: Bytes,
@@ -81,6 +82,23 @@ async fn by_broker(sender: &Sender, way: &Way, drafted: Drafted) -> Result<Promi
     Ok(Promised::Replicated(ack.partition, ack.offset))
 }
 
+/// Tells how a message began once it is in the log, also where its caller left before it was told.
+struct Begun<'a> {
+    sender: &'a Sender,
+    id: Uuid,
+    time: SystemTime,
+    in_log: bool,
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        if self.in_log {
+            let accepted = Event::at(self.time, What::Accepted);
+            self.sender.timelines.record(self.id, accepted);
+        }
+    }
+}
+
 async fn by_spool(
     outbox: &Outbox,
     producer: &Producer,
@@ -94,6 +112,7 @@ async fn by_spool(
         id,
         topic: Arc::clone(&way.topic),
         accepted: drafted.time,
+        route: drafted.route,
         proof: drafted.proof,
         key: drafted.key,
         headers: drafted.headers,
@@ -112,6 +131,12 @@ async fn by_spool(
     // While the broker is known to be away there is no use in waiting for it.
     let at_once = way.accept == Accept::Spooled || producer.is_away();
     let receipt = spool.append(entry, at_once).map_err(refused)?;
+    let mut begun = Begun {
+        sender,
+        id,
+        time: drafted.time,
+        in_log: true,
+    };
     let kept = if at_once {
         receipt.kept().await
     } else {
@@ -123,6 +148,8 @@ async fn by_spool(
             }
         }
     };
+    begun.in_log = kept.is_ok();
+    drop(begun);
     match kept {
         Ok(Promise::Replicated(partition, offset)) => Ok(Promised::Replicated(partition, offset)),
         Ok(Promise::Spooled) => {

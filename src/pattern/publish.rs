@@ -15,21 +15,24 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
+use super::answers::Answers;
 use super::outbox::Outbox;
+use super::prefer;
 use super::promise::{self, Drafted, Way};
 use super::refusals::Refusals;
 use super::slim::Plan;
 use super::validate::{self, Check};
 use crate::body::Body;
 use crate::claims::{Claim, Stores};
-use crate::config::model::{ClaimIndex, HeaderRule, Publish as Rule, Survives};
+use crate::config::model::{ClaimIndex, HeaderRule, Publish as Rule, Survives, Track};
 use crate::error::{Error, Kind};
 use crate::kafka::producer::{Producer, PublishError};
 use crate::kafka::record::{self, ClaimRef, Message};
-use crate::messages::Timelines;
 use crate::messages::keys::{Begun, Keys, Promised, Proof, Using};
+use crate::messages::{Outcome, Timelines, What};
 use crate::reply::accepted::{self, Accepted, ClaimKept, SpoolKept};
-use crate::service::{Call, Response};
+use crate::reply::answered::{self, Answered};
+use crate::service::{Call, Permit, Response};
 use crate::telemetry::metrics::{Metrics, Outcomes};
 use crate::telemetry::names;
 
@@ -56,17 +59,21 @@ pub struct Sender {
     pub keys: Keys,
     /// The way through the spool, and what the spool's folder outlives.
     pub outbox: Option<(Outbox, Survives)>,
+    /// What receivers told; `None` if replies have no topic to come by.
+    pub answers: Option<Arc<Answers>>,
 }
 
 /// What one route does with its calls.
 pub struct Publish {
-    route: String,
+    route: Arc<str>,
     way: Way,
     headers: HeaderRule,
     max_body: usize,
     plan: Plan,
     check: Option<Box<Check>>,
     claim: Option<(ClaimIndex, Survives)>,
+    track: Track,
+    reply_from: Option<String>,
     sender: Arc<Sender>,
     refusals: Refusals,
     meters: Meters,
@@ -79,6 +86,19 @@ struct Meters {
     seconds: Histogram,
     bytes: Counter,
     slimmed: Counter,
+    answered: Counter,
+    without_answer: Counter,
+    too_late: Counter,
+}
+
+/// A message that is promised.
+struct Published {
+    id: Uuid,
+    accepted: Accepted,
+    /// How long its caller would wait for the result.
+    wait: Option<Duration>,
+    /// The caller's place among the calls in flight, until it has its answer.
+    permit: Option<Permit>,
 }
 
 /// The record of one call, before its headers are written.
@@ -120,8 +140,12 @@ impl Publish {
             let labels = [("topic", rule.topic.as_str()), ("outcome", outcome)];
             metrics.counter(&names::PUBLISHED, &labels)
         };
+        let waits = |outcome| {
+            let labels = [("topic", rule.topic.as_str()), ("outcome", outcome)];
+            metrics.counter(&names::WAITS, &labels)
+        };
         Ok(Self {
-            route: route.to_owned(),
+            route: Arc::from(route),
             way: Way::of(rule),
             headers: rule.headers.clone(),
             max_body: rule.max_body,
@@ -131,6 +155,8 @@ impl Publish {
                 .slim
                 .as_ref()
                 .map(|slim| (slim.claim, survives.unwrap_or(Survives::Pod))),
+            track: rule.track,
+            reply_from: rule.reply_from.clone(),
             sender: Arc::clone(sender),
             refusals: Refusals::default(),
             meters: Meters {
@@ -140,11 +166,15 @@ impl Publish {
                 seconds: metrics.histogram(&names::PUBLISH_SECONDS, &labels),
                 bytes: metrics.counter(&names::PUBLISHED_BYTES, &labels),
                 slimmed: metrics.counter(&names::SLIMMED_BYTES, &labels),
+                answered: waits("answered"),
+                without_answer: waits("without-answer"),
+                too_late: waits("too-late"),
             },
         })
     }
 
-    /// Publishes a call. The answer is a 202 only after the broker's acknowledgement, or the spool's sync.
+    /// Publishes a call. The answer is a 202 only after the broker's acknowledgement or the spool's sync, or the receiver's
+    /// own to a caller that waits for it.
     ///
     /// # Errors
     /// The caller's faults before anything is kept or sent; the claim store's before anything is sent; the spool's and
@@ -154,14 +184,44 @@ impl Publish {
         if let Err(error) = &published {
             self.meters.refused.refused(error.kind());
         }
-        published
+        Ok(self.answer(published?).await)
     }
 
-    async fn publish(&self, call: Box<Call>) -> Result<Response, Error> {
+    /// The receiver's real answer if the caller waits for it and it comes in time, else the 202.
+    async fn answer(&self, published: Published) -> Response {
+        let Published {
+            id,
+            mut accepted,
+            wait,
+            permit: _until_the_end,
+        } = published;
+        let (Some(wait), Some(answers)) = (wait, &self.sender.answers) else {
+            return accepted::respond(&accepted);
+        };
+        let outcome = answers.wait(id, wait).await;
+        if let Some(outcome) = &outcome {
+            accepted.status = outcome.what.status().word();
+        }
+        let answer = outcome.as_deref().and_then(real);
+        let meter = match (&outcome, &answer) {
+            (_, Some(_)) => &self.meters.answered,
+            (Some(_), None) => &self.meters.without_answer,
+            (None, None) => &self.meters.too_late,
+        };
+        meter.increment(1);
+        let mut response = match answer {
+            Some(answer) => answered::respond(answer, &accepted.id),
+            None => accepted::respond(&accepted),
+        };
+        answered::applied(&mut response, wait);
+        response
+    }
+
+    async fn publish(&self, call: Box<Call>) -> Result<Published, Error> {
         let Call {
             request,
             trace,
-            permit: _until_the_end,
+            permit,
             ..
         } = *call;
         let time = SystemTime::now();
@@ -170,11 +230,19 @@ impl Publish {
             check.head(&head.headers, !body.is_end_stream())?;
         }
         let body = self.read(body).await?;
-        let key = self.idempotency(&head, &body)?;
-        let (id, proof, using) = match key {
+        let answers = self.sender.answers.as_ref();
+        let wait = answers.and_then(|_| prefer::wait(&head.headers));
+        let (id, proof, using) = match self.idempotency(&head, &body)? {
             None => (Uuid::now_v7(), None, None),
             Some(Key::New(id, proof, using)) => (id, Some(proof), Some(using)),
-            Some(Key::Used(id, promised)) => return Ok(self.respond(id, promised, None)),
+            Some(Key::Used(id, promised)) => {
+                return Ok(Published {
+                    id,
+                    accepted: self.accepted(id, promised, None),
+                    wait,
+                    permit,
+                });
+            }
         };
         let draft = self.draft(&head, body).await?;
         let birth = Birth {
@@ -182,11 +250,14 @@ impl Publish {
             traceparent: Some(trace.text()),
             time,
         };
-        let message = self.message(&head, birth, &draft);
+        let mut message = self.message(&head, birth, &draft);
+        message.reply =
+            answers.and_then(|own| own.ask(self.track, wait, self.reply_from.as_deref()));
         let drafted = Drafted {
             id,
             time,
             proof,
+            route: Arc::clone(&self.route),
             key: draft.key.clone(),
             headers: record::encode(&message),
             value: draft.value.clone(),
@@ -211,7 +282,12 @@ impl Publish {
                 tracing::debug!(%id, topic = &*self.way.topic, trace = trace.id(), "spooled");
             }
         }
-        Ok(self.respond(id, promised, draft.claim.as_ref().map(|(claim, _)| claim)))
+        Ok(Published {
+            id,
+            accepted: self.accepted(id, promised, draft.claim.as_ref().map(|(claim, _)| claim)),
+            wait,
+            permit,
+        })
     }
 
     /// Looks up the call's idempotency key, if it has one. It is taken with its quotes where it has them
@@ -319,18 +395,19 @@ impl Publish {
                 size: claim.size,
                 expires: claim.expires,
             }),
+            reply: None,
             time: birth.time,
         }
     }
 
-    fn respond(&self, id: Uuid, promised: Promised, claim: Option<&Claim>) -> Response {
+    fn accepted(&self, id: Uuid, promised: Promised, claim: Option<&Claim>) -> Accepted {
         let survives = self.claim.map_or(Survives::Pod, |(_, survives)| survives);
         let place = match promised {
             Promised::Replicated(partition, offset) => Some((partition, offset)),
             Promised::Spooled => None,
         };
         let spool = self.sender.outbox.as_ref().filter(|_| place.is_none());
-        accepted::respond(&Accepted {
+        Accepted {
             id: id.to_string(),
             status: match promised {
                 Promised::Replicated(..) => "replicated",
@@ -347,6 +424,21 @@ impl Publish {
                 size: claim.size,
                 expires: humantime::format_rfc3339_seconds(claim.expires).to_string(),
             }),
-        })
+        }
     }
+}
+
+/// The app's answer as a caller gets it; `None` if there is none, or only a part of one.
+fn real(outcome: &Outcome) -> Option<Answered> {
+    let answer = outcome.answer.as_ref()?;
+    Some(Answered {
+        status: answer.status,
+        headers: answer.headers.clone(),
+        body: answer.body.clone()?,
+        verdict: match outcome.what {
+            What::Dead => "dead-letter",
+            What::Dropped => "drop",
+            _ => "done",
+        },
+    })
 }

@@ -1,6 +1,8 @@
 //! Stage 5: answers of our own.
 
 pub mod accepted;
+pub mod answered;
 pub mod headers;
 pub mod peers;
 pub mod rescue;
+pub mod results;

@@ -44,17 +44,23 @@ where
     T: Serialize + PartialEq + Send + 'static,
     F: Fn() -> Vec<T> + Send + 'static,
 {
-    let (sender, body) = tokio::sync::mpsc::channel(1);
-    let mut response = Response::new(Body::boxed(Events { body }));
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let (sender, response) = events();
     crate::lifecycle::spawn(
         &tokio::runtime::Handle::current(),
         "peers",
         tell(changes, (states, gone), sender),
     );
     response
+}
+
+/// A response that is a stream of events, and the end that writes them.
+pub(super) fn events() -> (tokio::sync::mpsc::Sender<Bytes>, Response) {
+    let (sender, body) = tokio::sync::mpsc::channel(1);
+    let mut response = Response::new(Body::boxed(Events { body }));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    (sender, response)
 }
 
 /// Tells of changes until the listener is gone.

@@ -203,6 +203,8 @@ pub struct Entry {
     pub id: Uuid,
     /// The topic that it goes to; at most 249 bytes.
     pub topic: Arc<str>,
+    /// The route that made it; at most 255 bytes are kept.
+    pub route: Arc<str>,
     /// When the call was accepted; kept to the millisecond.
     pub accepted: SystemTime,
     /// SHA-256 of the caller's body, for a message whose id comes from its idempotency key.
@@ -223,7 +225,8 @@ impl Entry {
             .iter()
             .map(|(name, value)| 6 + name.len() + value.len());
         FRAME_LEN
-            + 37
+            + 38
+            + short(&self.route).len()
             + self.proof.map_or(0, |proof| proof.len())
             + self.key.as_ref().map_or(0, |key| 4 + key.len())
             + headers.sum::<usize>()
@@ -235,6 +238,9 @@ impl Entry {
         out.extend_from_slice(&place.seq.to_be_bytes());
         out.extend_from_slice(&millis(self.accepted).to_be_bytes());
         out.extend_from_slice(self.id.as_bytes());
+        let route = short(&self.route);
+        out.push(route.len() as u8);
+        out.extend_from_slice(route.as_bytes());
         let proof = if self.proof.is_some() { WITH_PROOF } else { 0 };
         let key = if self.key.is_some() { WITH_KEY } else { 0 };
         out.push(proof | key);
@@ -254,6 +260,15 @@ impl Entry {
     }
 }
 
+/// As much of a route's name as one byte can count.
+fn short(route: &str) -> &str {
+    let mut end = route.len().min(usize::from(u8::MAX));
+    while !route.is_char_boundary(end) {
+        end -= 1;
+    }
+    &route[..end]
+}
+
 /// A message as it lies in a segment, not copied.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stored<'a> {
@@ -261,6 +276,7 @@ pub(super) struct Stored<'a> {
     /// Milliseconds since 1970.
     pub(super) accepted: u64,
     pub(super) id: Uuid,
+    pub(super) route: &'a str,
     pub(super) proof: Option<[u8; 32]>,
     key: Option<&'a [u8]>,
     headers: &'a [u8],
@@ -276,6 +292,8 @@ impl<'a> Stored<'a> {
         };
         let accepted = rest.u64()?;
         let id = Uuid::from_bytes(rest.array()?);
+        let [length] = rest.array()?;
+        let route = std::str::from_utf8(rest.take(length.into())?).ok()?;
         let [flags] = rest.array()?;
         let proof = match flags & WITH_PROOF {
             0 => None,
@@ -294,6 +312,7 @@ impl<'a> Stored<'a> {
             place,
             accepted,
             id,
+            route,
             proof,
             key,
             headers: from.0,
@@ -312,6 +331,7 @@ impl<'a> Stored<'a> {
         Entry {
             id: self.id,
             topic: Arc::clone(topic),
+            route: Arc::from(self.route),
             accepted: UNIX_EPOCH + Duration::from_millis(self.accepted),
             proof: self.proof,
             key: self.key.map(Bytes::copy_from_slice),

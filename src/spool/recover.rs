@@ -4,7 +4,7 @@
 //! write that never finished is left out: nobody was promised it. Nothing that lies in the folder ends the process but
 //! a segment of another version, which only that version can read.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -63,6 +63,8 @@ pub struct Known {
     pub id: Uuid,
     /// The topic.
     pub topic: Arc<str>,
+    /// The route that made it.
+    pub route: Arc<str>,
     /// When the call was accepted.
     pub accepted: SystemTime,
     /// SHA-256 of the caller's body, for a message whose id comes from its idempotency key.
@@ -96,6 +98,7 @@ struct Walk<'a> {
     /// How many were dropped from the front of `known`.
     dropped: usize,
     at: HashMap<Place, usize>,
+    routes: HashSet<Arc<str>>,
     recovery: Recovery,
 }
 
@@ -110,6 +113,7 @@ struct Seen {
 /// A known message whose topic may not be known yet.
 struct Stub {
     id: Uuid,
+    route: Arc<str>,
     accepted: u64,
     proof: Option<[u8; 32]>,
     replicated: Option<(u64, i32, i64)>,
@@ -135,6 +139,7 @@ pub(super) fn recover(
         known: VecDeque::new(),
         dropped: 0,
         at: HashMap::new(),
+        routes: HashSet::new(),
         recovery: Recovery::default(),
     };
     let mut segments = BTreeMap::new();
@@ -242,6 +247,7 @@ impl Walk<'_> {
                 segment.newest = segment.newest.max(stored.accepted);
                 let stub = Stub {
                     id: stored.id,
+                    route: self.route(stored.route),
                     accepted: stored.accepted,
                     proof: stored.proof,
                     replicated: None,
@@ -280,6 +286,16 @@ impl Walk<'_> {
         {
             stub.replicated = Some((at, ack.partition, ack.offset));
         }
+    }
+
+    /// One text for all messages of a route.
+    fn route(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.routes.get(name) {
+            return Arc::clone(known);
+        }
+        let route: Arc<str> = Arc::from(name);
+        self.routes.insert(Arc::clone(&route));
+        route
     }
 
     fn know(&mut self, place: Place, stub: Stub) {
@@ -354,6 +370,7 @@ impl Walk<'_> {
             Some(Known {
                 id: stub.id,
                 topic: Arc::clone(&topic.name),
+                route: stub.route,
                 accepted: time(stub.accepted),
                 proof: stub.proof,
                 replicated: replicated.map(|(at, partition, offset)| (time(at), partition, offset)),

@@ -82,6 +82,20 @@ names! {
     SPOOL_LOST = "wayside_spool_messages_lost_total", "messages of the spool that damage has taken";
     /// No label.
     SPOOL_DAMAGED = "wayside_spool_damaged_bytes", "bytes of the spool that did not check when it was opened";
+    /// Labels: `topic`, `outcome` (`answered`, `without-answer`, `too-late`).
+    WAITS = "wayside_waits_total", "callers that waited for a result, by what they got";
+    /// No label.
+    RECEIPTS_WRITTEN = "wayside_receipts_written_total", "receipts that the broker acknowledged";
+    /// Label: `reason` (`queue-full`, `broker`).
+    RECEIPTS_DROPPED = "wayside_receipts_dropped_total", "receipts that were given up";
+    /// Label: `outcome` (`taken`, `too-old`, `not-ours`, `malformed`).
+    RECEIPTS_READ = "wayside_receipts_read_total", "receipts read from the reply topic";
+    /// No label.
+    REPLIES_READING = "wayside_replies_reading", "1 once the reply topic is read";
+    /// No label.
+    RESULT_BYTES = "wayside_result_bytes", "bytes of results that are kept";
+    /// No label.
+    RESULT_STREAMS = "wayside_result_streams", "streams of results that are open";
     /// Label: `result` (`ok`, `unchanged`, `refused`).
     RELOADS = "wayside_config_reloads_total", "attempts to reload the configuration";
     /// No label.

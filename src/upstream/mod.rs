@@ -146,6 +146,7 @@ pub fn plain(name: &str, address: &Address, protocol: Protocol) -> Service {
         limit: None,
         rate: None,
         ejection: None,
+        replies: None,
     }
 }
 

@@ -6,6 +6,7 @@ use crate::config::Clients;
 use crate::config::address::parse_address;
 use crate::config::diagnostic::{Invalid, quoted};
 use crate::config::model::{Cluster, Kafka, Secret};
+use crate::config::names::parse_replies;
 use crate::config::read::{At, Map, all};
 use crate::config::words::{KAFKA, nearest};
 
@@ -62,6 +63,7 @@ pub(super) fn kafka(at: &At<'_>) -> Option<Kafka> {
             cluster,
             properties: Vec::new(),
             queue_max: QUEUE_DEFAULT as usize,
+            replies: None,
         });
     }
     if let Some(embedded) = at.peek("embedded") {
@@ -74,10 +76,14 @@ pub(super) fn kafka(at: &At<'_>) -> Option<Kafka> {
     let queue_max = map.or("queue_max", QUEUE_DEFAULT as usize, |at| {
         at.bytes(1 << 16..=1 << 31)
     });
+    let replies = map.maybe("replies", |at| {
+        at.parse("a topic such as {service}.replies", parse_replies)
+    });
     Some(Kafka {
         cluster: Cluster::Brokers(brokers?),
         properties: properties?,
         queue_max: queue_max?,
+        replies: replies?,
     })
 }
 

@@ -36,6 +36,8 @@ struct Around {
     queue_max: Option<usize>,
     /// Bytes of the spool; `None` without one.
     spool_max: Option<u64>,
+    /// Whether replies have a topic to come by.
+    replies: Option<bool>,
 }
 
 /// Compiles a whole file.
@@ -61,6 +63,9 @@ pub(super) fn config(root: &Node, source: Source<'_>) -> Option<Config> {
         identities: file.or("tls", Vec::new(), |at| at.keys()),
         claims: file.or("claims", Vec::new(), |at| at.keys()),
         claims_max: claims.iter().flatten().map(|store| store.max).collect(),
+        replies: kafka
+            .as_ref()
+            .map(|kafka| kafka.as_ref().is_some_and(|kafka| kafka.replies.is_some())),
         queue_max: kafka.iter().flatten().map(|kafka| kafka.queue_max).next(),
         // A wrong spool is one all the same: it is noted.
         spool_max: file.find("spool").map(|_| {

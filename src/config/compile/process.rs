@@ -21,6 +21,7 @@ const LIMITS_DEFAULT: Limits = Limits {
     replay: 64 << 10,
     replay_total: 32 << 20,
     claim: 10 << 20,
+    results: 32 << 20,
 };
 
 /// Reads `messages`.
@@ -84,6 +85,7 @@ pub(super) fn limits(file: &Map<'_>) -> Option<Limits> {
         let replay_total =
             map.or("replay_total", default.replay_total, |at| at.bytes(0..=8 << 30));
         let claim = map.or("claim", default.claim, |at| at.bytes(1 << 10..=1 << 30));
+        let results = map.or("results", default.results, |at| at.bytes(64 << 10..=8 << 30));
         let (replay, replay_total) = (replay?, replay_total?);
         if replay > replay_total {
             let at = map.find("replay").or_else(|| map.find("replay_total"));
@@ -99,6 +101,7 @@ pub(super) fn limits(file: &Map<'_>) -> Option<Limits> {
             replay,
             replay_total,
             claim: claim?,
+            results: results?,
         })
     })
 }

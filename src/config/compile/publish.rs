@@ -7,12 +7,12 @@ use http::HeaderName;
 
 use super::{Around, slim, validation};
 use crate::config::diagnostic::Invalid;
-use crate::config::model::{Accept, HeaderRule, KeyMissing, KeyRule, PathPattern, Publish};
-use crate::config::names::{parse_header, parse_kept_header, parse_topic};
+use crate::config::model::{Accept, HeaderRule, KeyMissing, KeyRule, PathPattern, Publish, Track};
+use crate::config::names::{parse_group, parse_header, parse_kept_header, parse_topic};
 use crate::config::patterns::parse_pointer;
 use crate::config::read::{At, Map, all};
 use crate::config::units;
-use crate::config::words::{HEADERS, KEY, PUBLISH};
+use crate::config::words::{HEADERS, KEY, PUBLISH, REPLY};
 
 /// Header rules of one route, at most.
 const HEADERS_MAX: usize = 100;
@@ -50,6 +50,18 @@ pub(super) fn publish(at: &At<'_>, path: &PathPattern, around: &Around) -> Optio
     let timeout = map.or("timeout", TIMEOUT_DEFAULT, |at| {
         at.duration(Duration::from_millis(1)..=Duration::from_secs(300))
     });
+    let track = map.or("track", Track::None, |at| {
+        at.word(&[
+            ("none", Some(Track::None)),
+            ("verdict", Some(Track::Verdict)),
+            ("all", Some(Track::All)),
+        ])
+    });
+    let reply_from = map.maybe("reply", |at| {
+        at.map(&REPLY)?
+            .need("from", |at| at.parse("a group", parse_group))
+    });
+    replies_come(&map, track, around)?;
     if let (Some(at), None) = (map.find("key_missing"), map.find("key")) {
         at.error("this has no effect without `key`");
         return None;
@@ -67,6 +79,8 @@ pub(super) fn publish(at: &At<'_>, path: &PathPattern, around: &Around) -> Optio
         timeout: timeout?,
         accept: accept?,
         ack_wait: ack_wait?,
+        track: track?,
+        reply_from: reply_from?,
     };
     body_fits(&map, &publish, around).then_some(publish)
 }
@@ -152,6 +166,18 @@ fn header_list(
         seen.insert(name.clone(), at.path().to_owned());
         Some(name)
     }))
+}
+
+/// Refuses to ask for replies that have no topic to come by.
+fn replies_come(map: &Map<'_>, track: Option<Track>, around: &Around) -> Option<()> {
+    let asked = map.find("track").filter(|_| track > Some(Track::None));
+    match (around.replies, asked.or_else(|| map.find("reply"))) {
+        (Some(false), Some(at)) => {
+            at.error("replies come by a topic: add `kafka.replies`, such as `{service}.replies`");
+            None
+        }
+        _ => Some(()),
+    }
 }
 
 /// Refuses a body limit that promises more than what comes after it can hold.

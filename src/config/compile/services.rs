@@ -8,7 +8,7 @@ use crate::config::address::parse_address;
 use crate::config::model::{
     Address, Balance, Ejection, HashOf, Health, Limit, Protocol, Rate, Service,
 };
-use crate::config::names::{parse_header, parse_name};
+use crate::config::names::{parse_header, parse_name, parse_topic};
 use crate::config::patterns::parse_path;
 use crate::config::read::{At, all};
 use crate::config::units::{self, parse_rate};
@@ -58,6 +58,7 @@ fn service(name: &str, at: &At<'_>, around: &Around) -> Option<Service> {
     let limit = map.maybe("limit", limit);
     let rate = map.maybe("rate", rate);
     let ejection = map.or("ejection", Some(EJECTION_DEFAULT), ejection);
+    let replies = map.maybe("replies", |at| at.parse("a topic", parse_topic));
     Some(Service {
         name: name?,
         addresses: addresses?,
@@ -68,6 +69,7 @@ fn service(name: &str, at: &At<'_>, around: &Around) -> Option<Service> {
         limit: limit?,
         rate: rate?,
         ejection: ejection?,
+        replies: replies?,
     })
 }
 

@@ -241,6 +241,10 @@ pub struct Publish {
     /// How long a `replicated` call waits for the broker before the spool's promise does; default 1 s.
     #[serde(serialize_with = "duration")]
     pub ack_wait: Duration,
+    /// How much of a message's way its receivers report back; default nothing, unless the caller waits.
+    pub track: Track,
+    /// The consumer group whose verdict is the result; `None` takes the first group's.
+    pub reply_from: Option<String>,
 }
 
 /// Which event releases a 202.
@@ -252,6 +256,34 @@ pub enum Accept {
     Replicated,
     /// The sync of the record in the spool, or the broker's acknowledgement if that comes first.
     Spooled,
+}
+
+/// How much of a message's way is reported back on the reply topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Track {
+    /// Nothing; the default. Its records carry no word of it.
+    #[default]
+    None,
+    /// The final verdict, with the app's answer.
+    Verdict,
+    /// Every attempt as well.
+    All,
+}
+
+/// The topics of replies: a name that may hold `{service}`, which stands for the service that gets them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Replies(pub String);
+
+impl Replies {
+    /// The part that stands for the service.
+    pub const SERVICE: &'static str = "{service}";
+
+    /// The topic of one service's replies.
+    pub fn topic(&self, service: &str) -> String {
+        self.0.replace(Self::SERVICE, service)
+    }
 }
 
 /// Where a record's key comes from.
@@ -395,6 +427,8 @@ pub struct Kafka {
     pub properties: Vec<(String, Secret)>,
     /// Bytes that may wait in the producer; default 32 MiB. Above it a call is a 503.
     pub queue_max: usize,
+    /// Where replies come to and go to; `None`: nobody is asked for any.
+    pub replies: Option<Replies>,
 }
 
 /// Which broker.
@@ -497,6 +531,8 @@ pub struct Limits {
     pub replay_total: usize,
     /// Bytes of a claim that is fetched for the app; default 10 MiB. Above it the claim is refused.
     pub claim: usize,
+    /// Bytes of results kept for their askers; default 32 MiB. Above it the oldest is forgotten.
+    pub results: usize,
 }
 
 fn duration<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

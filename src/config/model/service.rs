@@ -30,6 +30,8 @@ pub struct Service {
     pub rate: Option<Rate>,
     /// Present, the default: addresses whose calls fail are left out for a while.
     pub ejection: Option<Ejection>,
+    /// The topic of replies to it, if it is not the one of `kafka.replies`.
+    pub replies: Option<String>,
 }
 
 /// Which address of a service gets a call.

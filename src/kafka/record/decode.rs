@@ -10,13 +10,20 @@ use uuid::Uuid;
 
 use super::{
     CALL_PREFIX, CE_ID, CE_SOURCE, CE_TIME, CLAIM, CLAIM_DIGEST, CLAIM_EXPIRES, CLAIM_FIELDS,
-    CLAIM_SIZE, CONTENT_TYPE, ClaimRef, HOST, METHOD, ORIGIN, RESTORED_BYTES_MAX, RESTORED_MAX,
-    TARGET, TRACEPARENT, bound_to_connection, parse_digest, speaks_for_caller,
+    CLAIM_SIZE, CONTENT_TYPE, ClaimRef, HOST, METHOD, ORIGIN, REPLY_BY, REPLY_FROM,
+    REPLY_PARTITION, RESTORED_BYTES_MAX, RESTORED_MAX, Reply, TARGET, TRACEPARENT, TRACK,
+    bound_to_connection, parse_digest, speaks_for_caller,
 };
+use crate::config::model::Track;
 
 /// Longer reference texts are not ours.
 const CLAIM_ID_MAX: usize = 1024;
 const CLAIM_FIELDS_MAX: usize = 8 * 1024;
+
+/// As many partitions as no topic has.
+const PARTITION_MAX: i32 = 1_000_000;
+/// As long as the name of a group may be.
+const GROUP_MAX: usize = 249;
 
 /// Where a record lies.
 #[derive(Debug, Clone, Copy)]
@@ -52,6 +59,8 @@ pub struct Decoded {
     pub traceparent: Option<String>,
     /// Where the whole body is.
     pub claim: Claim,
+    /// What its origin wants to be told.
+    pub reply: Option<Reply>,
     /// When the call was accepted.
     pub time: Option<SystemTime>,
     /// Headers that were malformed, forbidden or over a limit, and dropped for it.
@@ -100,6 +109,10 @@ struct Reader<'a> {
     claim_expires: Option<SystemTime>,
     /// Any header of a claim was there, well-formed or not.
     claimed: bool,
+    track: Option<Track>,
+    reply_partition: Option<i32>,
+    reply_by: Option<SystemTime>,
+    reply_from: Option<String>,
     restored_bytes: usize,
 }
 
@@ -151,6 +164,10 @@ impl<'a> Reader<'a> {
             _ if name.eq_ignore_ascii_case(CONTENT_TYPE) => {
                 set(&mut out.content_type, HeaderValue::from_bytes(value).ok())
             }
+            TRACK => set(&mut self.track, text.and_then(track)),
+            REPLY_PARTITION => set(&mut self.reply_partition, text.and_then(partition)),
+            REPLY_BY => set(&mut self.reply_by, text.and_then(time)),
+            REPLY_FROM => set(&mut self.reply_from, text.and_then(group)),
             _ if name.starts_with(CLAIM) => self.claim_header(name, text),
             _ => true,
         }
@@ -205,6 +222,13 @@ impl<'a> Reader<'a> {
             _ if self.claimed => Claim::Damaged,
             _ => Claim::Absent,
         };
+        let (partition, by, from) = (self.reply_partition, self.reply_by, self.reply_from);
+        let reply = self.track.map(|track| Reply {
+            track,
+            partition,
+            by,
+            from,
+        });
         let Partial {
             method,
             target,
@@ -230,6 +254,7 @@ impl<'a> Reader<'a> {
             content_type,
             traceparent,
             claim,
+            reply,
             time,
             ignored,
         }
@@ -247,6 +272,24 @@ fn set<T>(place: &mut Option<T>, value: Option<T>) -> bool {
 
 fn time(text: &str) -> Option<SystemTime> {
     humantime::parse_rfc3339(text).ok()
+}
+
+fn track(text: &str) -> Option<Track> {
+    match text {
+        "verdict" => Some(Track::Verdict),
+        "all" => Some(Track::All),
+        _ => None,
+    }
+}
+
+fn partition(text: &str) -> Option<i32> {
+    let partition = text.parse().ok()?;
+    (0..PARTITION_MAX).contains(&partition).then_some(partition)
+}
+
+fn group(text: &str) -> Option<String> {
+    let plain = text.bytes().all(|byte| byte.is_ascii_graphic());
+    (!text.is_empty() && text.len() <= GROUP_MAX && plain).then(|| text.to_owned())
 }
 
 fn target(text: &str) -> Option<String> {

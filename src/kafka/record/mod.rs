@@ -15,7 +15,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use uuid::Uuid;
 
 pub use self::decode::{Claim, Decoded, Position, decode};
-use crate::config::model::HeaderRule;
+use crate::config::model::{HeaderRule, Track};
 
 mod decode;
 
@@ -54,6 +54,14 @@ pub const CLAIM_DIGEST: &str = "wayside-claim-digest";
 pub const CLAIM_SIZE: &str = "wayside-claim-size";
 /// Until when the claim is kept, RFC 3339.
 pub const CLAIM_EXPIRES: &str = "wayside-claim-expires";
+/// How much of the message's way its receivers report back: `verdict` or `all`. Absent: nothing.
+pub const TRACK: &str = "wayside-track";
+/// The partition of the reply topic that the origin reads, in decimal.
+pub const REPLY_PARTITION: &str = "wayside-reply-partition";
+/// Until when somebody waits for the result, RFC 3339.
+pub const REPLY_BY: &str = "wayside-reply-by";
+/// The consumer group whose verdict is the result.
+pub const REPLY_FROM: &str = "wayside-reply-from";
 /// The prefix of each header of the call that travels.
 pub const CALL_PREFIX: &str = "http-";
 
@@ -75,6 +83,10 @@ pub const HEADERS: &[(&str, &str)] = &[
     (CLAIM_DIGEST, "if the body is slim"),
     (CLAIM_SIZE, "if the body is slim"),
     (CLAIM_EXPIRES, "if the body is slim"),
+    (TRACK, "if replies are asked for"),
+    (REPLY_PARTITION, "if replies are asked for and it is known"),
+    (REPLY_BY, "if the caller waits"),
+    (REPLY_FROM, "if the route names a group"),
     ("http-*", "each header of the call that travels"),
 ];
 
@@ -111,8 +123,23 @@ pub struct Message {
     pub traceparent: Option<String>,
     /// Present when the record's value is a slim body.
     pub claim: Option<ClaimRef>,
+    /// Present when its receivers are to report back.
+    pub reply: Option<Reply>,
     /// When the call was accepted.
     pub time: SystemTime,
+}
+
+/// What a message asks its receivers to report back. It names no topic: that is the receiver's to say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    /// How much; never [`Track::None`].
+    pub track: Track,
+    /// The partition that the origin reads; `None` if it did not know it yet.
+    pub partition: Option<i32>,
+    /// Until when somebody waits for the result.
+    pub by: Option<SystemTime>,
+    /// The group whose verdict is the result; `None` for whichever is first.
+    pub from: Option<String>,
 }
 
 /// Where the whole body of a slim message is, and what proves it.
@@ -176,6 +203,9 @@ pub fn encode(message: &Message) -> Vec<Header> {
             CLAIM_EXPIRES,
             &humantime::format_rfc3339_millis(claim.expires),
         );
+    }
+    if let Some(reply) = &message.reply {
+        writer.reply(reply);
     }
     for (name, value) in &message.headers {
         writer.put(call_header_name(name), &[value.as_bytes()]);
@@ -329,6 +359,24 @@ impl Writer {
             .for_each(|part| self.buffer.extend_from_slice(part));
         self.headers
             .push((name.into(), self.buffer.split().freeze()));
+    }
+
+    fn reply(&mut self, reply: &Reply) {
+        let track = match reply.track {
+            Track::None => return,
+            Track::Verdict => &b"verdict"[..],
+            Track::All => b"all",
+        };
+        self.fixed(TRACK, track);
+        if let Some(partition) = &reply.partition {
+            self.text(REPLY_PARTITION, partition);
+        }
+        if let Some(by) = reply.by {
+            self.text(REPLY_BY, &humantime::format_rfc3339_millis(by));
+        }
+        if let Some(from) = &reply.from {
+            self.put(REPLY_FROM, &[from.as_bytes()]);
+        }
     }
 
     fn text(&mut self, name: &'static str, value: &dyn std::fmt::Display) {

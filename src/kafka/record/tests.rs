@@ -36,6 +36,12 @@ fn message() -> Message {
             size: 123_456,
             expires: SystemTime::UNIX_EPOCH + Duration::from_secs(2_000_000_000),
         }),
+        reply: Some(Reply {
+            track: Track::All,
+            partition: Some(7),
+            by: Some(SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_002_001)),
+            from: Some("billing".into()),
+        }),
         time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_123),
     }
 }
@@ -63,6 +69,7 @@ fn a_call_comes_back_as_it_was() {
         (message.content_type, message.traceparent)
     );
     assert_eq!(read.claim, Claim::Kept(message.claim.unwrap()));
+    assert_eq!(read.reply, message.reply);
     assert_eq!(read.origin, Some(("orders".into(), "orders-7f".into())));
     assert_eq!(read.time, Some(message.time));
 }
@@ -161,6 +168,34 @@ fn a_slim_value_is_never_taken_for_a_whole_one() {
         assert_eq!(read.claim, Claim::Damaged, "without {missing}");
     }
     assert_eq!(read(&[(CLAIM, b"\n")]).claim, Claim::Damaged);
+}
+
+#[test]
+fn a_record_that_asks_for_nothing_is_told_nothing() {
+    let rest = [(REPLY_PARTITION, &b"3"[..]), (REPLY_FROM, b"billing")];
+    assert_eq!(read(&rest).reply, None);
+    let asked = read(&[
+        (TRACK, b"verdict"),
+        (REPLY_PARTITION, b"-1"),
+        (REPLY_BY, b"noon"),
+    ]);
+    assert_eq!(asked.ignored, 2);
+    let reply = asked.reply.unwrap();
+    assert_eq!(
+        (reply.track, reply.partition, reply.by),
+        (Track::Verdict, None, None)
+    );
+    assert_eq!(read(&[(TRACK, b"everything")]).reply, None);
+    let silent = Message {
+        reply: None,
+        ..message()
+    };
+    let headers = encode(&silent);
+    assert!(
+        headers
+            .iter()
+            .all(|(name, _)| name != TRACK && !name.contains("reply"))
+    );
 }
 
 #[test]

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use self::lane::{Lane, Said, Settled};
 use crate::error::{Error, Kind};
-use crate::kafka::producer::{self, Answers, Outgoing, Producer, PublishError};
+use crate::kafka::producer::{self, Outgoing, Producer, PublishError, Reports};
 use crate::lifecycle::crash;
 use crate::messages::{Event, Timelines, What};
 use crate::spool::{Ack, Entry, Opened, Place, Reader, Sink, Spool, TopicLeft, Written};
@@ -393,8 +393,6 @@ impl Sink for Shared {
         let room = lanes.room(self.room, index);
         let tag = lanes.tag(place);
         let bytes = outgoing(entry).bytes();
-        self.timelines
-            .record(entry.id, Event::at(entry.accepted, What::Accepted));
         let Some(lane) = lanes.list.get_mut(index) else {
             return;
         };
@@ -407,7 +405,7 @@ impl Sink for Shared {
     }
 }
 
-impl Answers for Shared {
+impl Reports for Shared {
     fn answer(&self, tag: u64, outcome: producer::Outcome) {
         let said = said(outcome);
         let mut lanes = self.lock();

@@ -31,6 +31,7 @@ fn entry(topic: &str, number: u64, size: usize) -> Entry {
     Entry {
         id: Uuid::from_u128(u128::from(number) << 64 | 1),
         topic: Arc::from(topic),
+        route: Arc::from("create"),
         accepted: std::time::UNIX_EPOCH + Duration::from_millis(1_800_000_000_000 + number),
         proof: number.is_multiple_of(3).then_some([number as u8; 32]),
         key: (!number.is_multiple_of(5)).then(|| Bytes::from(format!("k{}", number % 7))),
