@@ -204,3 +204,39 @@ fn explain_tells_what_max_forwards_ends_here() {
         assert!(on.contains("forward to b"), "{on}");
     }
 }
+
+#[test]
+fn explain_tells_what_receivers_would_report_back() {
+    let desk = Desk::with(
+        "\
+service: a
+admin: { listen: 127.0.0.1:0 }
+outbound:
+  listen: 127.0.0.1:0
+  routes:
+    - name: all
+      match: { host: all }
+      publish: { topic: t, track: all, reply: { from: billing } }
+    - { name: none, match: { host: none }, publish: { topic: t } }
+kafka: { brokers: [127.0.0.1:1], replies: \"{service}.replies\" }
+",
+    );
+    let told = |host: &str, header: &str| {
+        let url = format!("http://{host}/");
+        desk.run("explain", &["POST", &url, "-H", header]).1
+    };
+    let all = told("all", "X: 1");
+    let expected = "report every attempt and how it ends to topic a.replies; the verdict of group billing counts";
+    assert!(all.contains(expected), "{all}");
+    let waits = told("none", "Prefer: wait=2");
+    assert!(
+        waits.contains("the receiver's own, if it comes within 2s"),
+        "{waits}"
+    );
+    assert!(
+        waits.contains("report how it ends to topic a.replies"),
+        "{waits}"
+    );
+    let none = told("none", "X: 1");
+    assert!(!none.contains("report") && none.contains("202"), "{none}");
+}

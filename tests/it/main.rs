@@ -15,6 +15,7 @@
 mod support;
 
 mod again;
+mod answers;
 mod certificates;
 mod commands;
 mod config;
@@ -33,6 +34,7 @@ mod mesh;
 mod outage;
 mod poison;
 mod publish;
+mod receipts;
 mod redelivery;
 mod reload;
 mod replicas;

@@ -21,6 +21,7 @@ mod support;
 #[cfg(test)]
 mod sidecar;
 
+mod answers;
 mod delivery;
 mod event;
 mod outage;
