@@ -2,7 +2,7 @@
 //!
 //! `raw` turns the parser's events into a tree in which each node knows its place; `read` has the typed
 //! readers, which note an error and go on; `compile` walks the tree once, section by section, and ends in
-//! plain data. Serde has no part in it, because it stops at its first error and has no place for it.
+//! plain data, with `places` beside it for whoever finds something out later. Serde has no part in it, because it stops at its first error and has no place for it.
 
 mod address;
 mod compile;
@@ -12,6 +12,7 @@ mod files;
 pub mod model;
 mod names;
 mod patterns;
+mod places;
 mod raw;
 mod read;
 mod schema;
@@ -25,6 +26,7 @@ use std::path::Path;
 pub use address::parse_address;
 pub use diagnostic::{Diagnostic, Invalid, Report};
 pub use files::ReadFile;
+pub use places::Places;
 pub use words::{accepted_keys, later_keys, nearest};
 
 use diagnostic::{Collector, Place};
@@ -45,6 +47,8 @@ pub struct Loaded {
     pub warnings: Vec<Diagnostic>,
     /// The other files that went into it.
     pub files: Vec<ReadFile>,
+    /// Where each value stands.
+    pub places: Places,
 }
 
 /// Knows the properties of the broker's client, which this module does not. No word of it repeats a value.
@@ -169,13 +173,15 @@ fn compile_bytes(name: &str, bytes: &[u8], asked: &Asked<'_>) -> Result<Loaded, 
         judge: asked.judge,
         schemas: &schemas,
     };
-    let config = raw::parse(text, &collector).and_then(|root| compile::config(&root, source));
+    let root = raw::parse(text, &collector);
+    let config = root.as_ref().and_then(|root| compile::config(root, source));
     let (errors, warnings) = collector.finish();
-    match config {
-        Some(config) if errors.is_empty() => Ok(Loaded {
+    match config.zip(root) {
+        Some((config, root)) if errors.is_empty() => Ok(Loaded {
             config,
             warnings,
             files: Vec::new(),
+            places: Places::of(name, &root),
         }),
         _ => Err(Report {
             errors,

@@ -10,12 +10,14 @@
 //! * [`lanes`]: the records of one partition, in order, from that thread to the task that delivers them
 //! * [`tracker`]: which offset may be committed; pure
 //! * [`replies`]: the reader of what receivers tell of our messages; [`murmur`] says in which partition
+//! * [`inspect`]: what a broker says of itself, for `check --live`
 //! * [`embedded`]: a broker inside this process, for trying things out
 
 mod assignment;
 pub mod client;
 pub mod consumer;
 pub mod embedded;
+pub mod inspect;
 pub mod lanes;
 mod link;
 pub mod murmur;
