@@ -100,7 +100,7 @@ pub(super) fn parse_rate(text: &str) -> Result<Rate, Invalid> {
 }
 
 /// A duration as this file would write it.
-pub(super) fn duration(value: Duration) -> String {
+pub fn duration(value: Duration) -> String {
     if value.is_zero() {
         return "0s".to_owned();
     }
@@ -111,7 +111,7 @@ pub(super) fn duration(value: Duration) -> String {
 }
 
 /// A size as this file would write it.
-pub(super) fn size(value: u64) -> String {
+pub fn size(value: u64) -> String {
     largest(value, &SIZES)
 }
 

@@ -84,6 +84,11 @@ impl Ears {
         }
     }
 
+    /// The last words of a client that lost its broker.
+    pub(super) fn last(&self) -> String {
+        self.said().last.clone().unwrap_or_default()
+    }
+
     fn said(&self) -> MutexGuard<'_, Said> {
         self.heard
             .said

@@ -27,6 +27,8 @@ pub enum Unreachable {
     Tls(String),
     /// No connection, or no answer in time; the last words of the client.
     Away(String),
+    /// One took the connection, and none answers where the cluster says that its brokers are; the client's last words.
+    Elsewhere(String),
 }
 
 /// Everything that was asked.

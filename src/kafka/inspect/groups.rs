@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::ears::Ears;
 use super::facts::{Absent, Partition, Progress, Subscribed, Topic};
-use super::{Inspection, TICK, out_of_time, why};
+use super::{Inspection, SLICE, TICK, out_of_time, why};
 use crate::kafka::client::consumer_config;
 
 /// How long one fetch of a topic may take to show whether it is allowed.
@@ -24,6 +24,7 @@ impl Inspection {
         &self,
         asked: &BTreeSet<(String, String)>,
         topics: &BTreeMap<String, Topic>,
+        say: &dyn Fn(&str),
     ) -> BTreeMap<(String, String), Subscribed> {
         let mut found = BTreeMap::new();
         let mut client: Option<(&str, Native)> = None;
@@ -31,6 +32,7 @@ impl Inspection {
             let Some(Ok(partitions)) = topics.get(topic).map(|topic| &topic.partitions) else {
                 continue;
             };
+            say(&format!("asking for group {group} and topic {topic}"));
             if client.as_ref().is_none_or(|(of, _)| of != group) {
                 client = self.consumer(group).map(|native| (group.as_str(), native));
             }
@@ -85,13 +87,27 @@ impl Inspection {
             };
             list.elements().iter().map(one).collect()
         };
-        let asked = || {
-            let committed = of(native.committed_offsets(at(Offset::Invalid)?, self.left())?)?;
-            let low = of(native.offsets_for_times(at(Offset::Beginning)?, self.left())?)?;
-            let high = of(native.offsets_for_times(at(Offset::End)?, self.left())?)?;
-            Ok::<_, KafkaError>((committed, low, high))
+        let until = self.share();
+        let committed = loop {
+            let asked = at(Offset::Invalid).and_then(|list| native.committed_offsets(list, SLICE));
+            match asked.and_then(of) {
+                Ok(found) => break found,
+                // Who may not be in the group is told by an event of the consumer alone. All else may pass: a
+                // coordinator that is not found yet, or that reads its log.
+                Err(error) => match (native.poll(TICK), why(&error)) {
+                    (Some(Err(said)), _) if why(&said) == Absent::Denied => {
+                        return Err(Absent::Denied);
+                    }
+                    (_, Absent::Unanswered(_)) if Instant::now() < until => {}
+                    (_, absent) => return Err(absent),
+                },
+            }
         };
-        let (committed, low, high) = asked().map_err(|error| why(&error))?;
+        let ends = |offset: Offset| {
+            let asked = at(offset).and_then(|list| native.offsets_for_times(list, self.left() / 2));
+            asked.and_then(of).map_err(|error| why(&error))
+        };
+        let (low, high) = (ends(Offset::Beginning)?, ends(Offset::End)?);
         let number = |list: &BTreeMap<i32, Offset>, partition: i32| match list.get(&partition) {
             Some(Offset::Offset(offset)) => Some(*offset),
             _ => None,

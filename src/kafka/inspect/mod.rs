@@ -28,6 +28,8 @@ use crate::config::model::Kafka;
 
 /// How often it is looked whether there is an answer.
 const TICK: Duration = Duration::from_millis(50);
+/// How long one request waits for its answer before it is made again.
+const SLICE: Duration = Duration::from_secs(1);
 /// How long the producer's id is awaited; a broker that answers gives it at once.
 const IDENTIFIED: Duration = Duration::from_secs(2);
 /// What an answer may come too late by, which librdkafka itself bounds.
@@ -135,22 +137,20 @@ impl Inspection {
     }
 
     fn ask(&self, questions: &Questions, say: &dyn Fn(&str)) -> Result<Facts, Unreachable> {
-        say(&format!("connecting to {}", self.bootstrap.address));
-        self.reach()?;
-        say(&format!("asking for {} topics", questions.topics.len()));
-        let (topics, brokers) = self.topics(&questions.topics);
+        self.reach(say)?;
+        let (topics, brokers) = self.topics(&questions.topics, say);
+        if brokers.is_empty() {
+            // The client leaves the address that it was given as soon as it is told of others.
+            return Err(Unreachable::Elsewhere(self.ears.last()));
+        }
+        say("asking the brokers for their settings");
         let brokers = self.brokers(brokers);
+        say("asking whether records may be sent");
         let idempotence = match questions.written.is_empty() {
             true => Ok(()),
             false => self.idempotence(),
         };
-        if !questions.subscribed.is_empty() {
-            say(&format!(
-                "asking for {} subscriptions",
-                questions.subscribed.len()
-            ));
-        }
-        let subscribed = self.subscribed(&questions.subscribed, &topics);
+        let subscribed = self.subscribed(&questions.subscribed, &topics, say);
         Ok(Facts {
             client: self.client.clone(),
             brokers,
@@ -161,8 +161,9 @@ impl Inspection {
     }
 
     /// Waits until a broker answers.
-    fn reach(&self) -> Result<(), Unreachable> {
+    fn reach(&self, say: &dyn Fn(&str)) -> Result<(), Unreachable> {
         while self.left() > Duration::ZERO {
+            say(&format!("connecting to {}", self.bootstrap.address));
             // It comes with the first connection.
             if self.producer.client().fetch_cluster_id(TICK).is_some() {
                 return Ok(());
@@ -176,6 +177,8 @@ impl Inspection {
 
     /// Asks each broker for its settings, which shows too whether it answers at the address that it advertises.
     fn brokers(&self, found: BTreeMap<i32, String>) -> Vec<Broker> {
+        let until = self.share();
+        let options = options(until);
         let ids: Vec<_> = found
             .keys()
             .map(|id| [ResourceSpecifier::Broker(*id)])
@@ -183,10 +186,10 @@ impl Inspection {
         // Each is on its way before the next one is made.
         let asked = ids
             .iter()
-            .map(|id| self.admin.describe_configs(id, &self.options()));
+            .map(|id| self.admin.describe_configs(id, &options));
         let asked: Vec<_> = asked.collect();
         let one = |((id, address), answer)| {
-            let answer: Result<Vec<ConfigResourceResult>, Absent> = self.wait(answer);
+            let answer: Result<Vec<ConfigResourceResult>, Absent> = self.wait(answer, until);
             let settings = answer.and_then(|mut resources| {
                 let found = resources.pop().and_then(Result::ok);
                 topics::settings(found.as_ref())
@@ -223,12 +226,17 @@ impl Inspection {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
-    fn options(&self) -> AdminOptions {
-        AdminOptions::new().request_timeout(Some(self.left().max(TICK)))
+    /// Until when one of several questions may be asked: half of the time that is left is for the others.
+    fn share(&self) -> Instant {
+        Instant::now() + self.left() / 2
     }
 
-    fn wait<T>(&self, answer: impl Future<Output = Result<T, KafkaError>>) -> Result<T, Absent> {
-        let timed = async { tokio::time::timeout_at(self.deadline, answer).await };
+    fn wait<T>(
+        &self,
+        answer: impl Future<Output = Result<T, KafkaError>>,
+        until: Instant,
+    ) -> Result<T, Absent> {
+        let timed = async { tokio::time::timeout_at(until, answer).await };
         match self.runtime.block_on(timed) {
             Ok(Ok(found)) => Ok(found),
             Ok(Err(error)) => Err(why(&error)),
@@ -237,14 +245,23 @@ impl Inspection {
     }
 }
 
+fn options(until: Instant) -> AdminOptions {
+    let within = until.saturating_duration_since(Instant::now());
+    AdminOptions::new().request_timeout(Some(within.max(TICK)))
+}
+
 fn out_of_time() -> Absent {
     Absent::Unanswered("no answer in time".to_owned())
 }
 
 fn why(error: &KafkaError) -> Absent {
-    match error.rdkafka_error_code() {
-        Some(code) => absent(code),
-        None => Absent::Unanswered(error.to_string()),
+    match error {
+        // Not among those of which the client gives the code.
+        KafkaError::AdminOp(code) => absent(*code),
+        other => match other.rdkafka_error_code() {
+            Some(code) => absent(code),
+            None => Absent::Unanswered(other.to_string()),
+        },
     }
 }
 

@@ -8,9 +8,10 @@ use rdkafka::admin::{
 use rdkafka::error::RDKafkaErrorCode as Code;
 use rdkafka::metadata::{Metadata, MetadataTopic};
 use rdkafka::producer::Producer as _;
+use tokio::time::Instant;
 
 use super::facts::{Absent, Partition, Settings, Topic};
-use super::{Inspection, absent, out_of_time, why};
+use super::{Inspection, SLICE, TICK, absent, options, out_of_time, why};
 
 /// What the broker itself decides about a topic that is made without being told.
 const AS_THE_BROKER_LIKES: i32 = -1;
@@ -20,18 +21,25 @@ impl Inspection {
     pub(super) fn topics(
         &self,
         names: &BTreeSet<String>,
+        say: &dyn Fn(&str),
     ) -> (BTreeMap<String, Topic>, BTreeMap<i32, String>) {
         let mut brokers = BTreeMap::new();
         let mut found: BTreeMap<String, _> = BTreeMap::new();
         for name in names {
+            say(&format!("asking for topic {name}"));
             found.insert(name.clone(), self.partitions(name, &mut brokers));
         }
-        let names = |wanted: &dyn Fn(&Result<Vec<Partition>, Absent>) -> bool| -> Vec<&str> {
+        if names.is_empty() {
+            // Of a cluster that nothing is asked of, at least its brokers are known.
+            let all = self.metadata(None);
+            brokers.extend(all.iter().flat_map(advertised));
+        }
+        let names = |wanted: fn(&Result<Vec<Partition>, Absent>) -> bool| -> Vec<&str> {
             let those = found.iter().filter(|(_, partitions)| wanted(partitions));
             those.map(|(name, _)| name.as_str()).collect()
         };
-        let mut settings = self.settings(&names(&Result::is_ok));
-        let mut creatable = self.creatable(&names(&|found| *found == Err(Absent::Unknown)));
+        let mut settings = self.settings(&names(Result::is_ok), brokers.keys().next().copied());
+        let mut creatable = self.creatable(&names(|found| *found == Err(Absent::Unknown)));
         let topics = found.into_iter().map(|(name, partitions)| {
             let absent = partitions.as_ref().err().cloned();
             let missing = || absent.clone().unwrap_or_else(out_of_time);
@@ -50,19 +58,34 @@ impl Inspection {
         name: &str,
         brokers: &mut BTreeMap<i32, String>,
     ) -> Result<Vec<Partition>, Absent> {
-        if self.left().is_zero() {
-            return Err(out_of_time());
-        }
-        let client = self.producer.client();
-        let metadata = client
-            .fetch_metadata(Some(name), self.left())
-            .map_err(|error| why(&error))?;
+        let metadata = self.metadata(Some(name))?;
         brokers.extend(advertised(&metadata));
         let topic = metadata.topics().iter().find(|topic| topic.name() == name);
         partitions(topic.ok_or(Absent::Unknown)?)
     }
 
-    fn settings(&self, names: &[&str]) -> BTreeMap<String, Result<Settings, Absent>> {
+    /// Asks for one topic, or for all. It is asked again when there is no answer, which may be for one address alone.
+    fn metadata(&self, topic: Option<&str>) -> Result<Metadata, Absent> {
+        let until = self.share();
+        loop {
+            let within = SLICE.min(until.saturating_duration_since(Instant::now()));
+            if within.is_zero() {
+                return Err(out_of_time());
+            }
+            let asked = self.producer.client().fetch_metadata(topic, within);
+            match asked.map_err(|error| why(&error)) {
+                Err(Absent::Unanswered(_)) => std::thread::sleep(TICK.min(within)),
+                answer => return answer,
+            }
+        }
+    }
+
+    /// Any broker can tell; one is named so that nobody waits for a controller to be found.
+    fn settings(
+        &self,
+        names: &[&str],
+        broker: Option<i32>,
+    ) -> BTreeMap<String, Result<Settings, Absent>> {
         if names.is_empty() {
             return BTreeMap::new();
         }
@@ -70,8 +93,10 @@ impl Inspection {
             .iter()
             .map(|name| ResourceSpecifier::Topic(name))
             .collect();
-        let answer = self.admin.describe_configs(&asked, &self.options());
-        let all = match self.wait(answer) {
+        let until = self.share();
+        let options = options(until).broker_id(broker);
+        let answer = self.admin.describe_configs(&asked, &options);
+        let all = match self.wait(answer, until) {
             Ok(resources) => resources,
             Err(absent) => {
                 let same = |name: &&str| ((*name).to_owned(), Err(absent.clone()));
@@ -98,9 +123,10 @@ impl Inspection {
             .iter()
             .map(|name| NewTopic::new(name, AS_THE_BROKER_LIKES, likes(AS_THE_BROKER_LIKES)))
             .collect();
-        let options = self.options().validate_only(true);
+        let until = self.share();
+        let options = options(until).validate_only(true);
         let answer = self.admin.create_topics(&asked, &options);
-        match self.wait(answer) {
+        match self.wait(answer, until) {
             Ok(results) => results
                 .into_iter()
                 .map(|result| match result {
