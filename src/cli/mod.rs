@@ -5,6 +5,7 @@ pub mod check;
 pub mod demo;
 pub mod drain;
 pub mod explain;
+mod live;
 pub mod run;
 
 use std::io::Write;
@@ -31,7 +32,7 @@ pub struct Cli {
 enum Command {
     /// Run the sidecar until SIGTERM; SIGHUP or a changed file reloads it
     Run(run::Args),
-    /// Read configuration files and tell every error in them
+    /// Read configuration files and tell every error in them; with --live also what they meet at the broker
     Check(check::Args),
     /// Tell which route takes a call, why the others do not, and what would be done
     Explain(explain::Args),

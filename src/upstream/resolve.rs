@@ -49,7 +49,10 @@ impl Resolver {
     }
 
     /// The addresses of a name, and how long they may be believed.
-    async fn look_up(&self, host: &str) -> Result<(Vec<IpAddr>, Duration), String> {
+    ///
+    /// # Errors
+    /// Why the name does not resolve, after two seconds at the latest.
+    pub async fn look_up(&self, host: &str) -> Result<(Vec<IpAddr>, Duration), String> {
         let resolver = match self.made.load_full() {
             Some(made) => made,
             None => {
