@@ -30,6 +30,7 @@ mod hop;
 mod http2;
 mod key;
 mod lifecycle;
+mod live;
 mod mesh;
 mod outage;
 mod poison;

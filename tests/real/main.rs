@@ -24,6 +24,7 @@ mod sidecar;
 mod answers;
 mod delivery;
 mod event;
+mod live;
 mod outage;
 mod publish;
 mod spool;

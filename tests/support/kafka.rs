@@ -38,6 +38,7 @@ pub(crate) struct Kafka {
     jars: PathBuf,
     folder: TempDir,
     port: u16,
+    controller: u16,
     process: Option<Process>,
 }
 
@@ -75,15 +76,49 @@ pub(crate) async fn jars() -> Result<PathBuf, String> {
 impl Kafka {
     /// Starts a broker and waits until it answers.
     pub(crate) async fn start(jars: PathBuf) -> Self {
-        let folder = TempDir::with_prefix("wayside-kafka-").expect("a folder can be made");
+        Self::start_with(jars, |_, _| String::new()).await
+    }
+
+    /// Starts a broker and waits until it answers. `more` is given its port and its controller's, and its properties
+    /// replace ours of the same names.
+    pub(crate) async fn start_with(jars: PathBuf, more: impl FnOnce(u16, u16) -> String) -> Self {
         let (port, controller) = (free_port(), free_port());
+        let text = |data: &Path| properties(port, controller, data) + &more(port, controller);
+        Self::node(jars, (port, controller), text).await
+    }
+
+    /// Starts a second broker of the same cluster and waits until it answers; `more` is given its port.
+    pub(crate) async fn join(&self, more: impl FnOnce(u16) -> String) -> Self {
+        let (port, controller) = (free_port(), self.controller);
+        let text = |data: &Path| {
+            let ours = properties(port, controller, data);
+            let ours = ours.lines().filter(|line| {
+                let changed = ["process.roles=", "node.id=", "listeners="];
+                !changed.iter().any(|name| line.starts_with(name))
+            });
+            let ours: String = ours.map(|line| format!("{line}\n")).collect();
+            format!(
+                "{ours}process.roles=broker\nnode.id=2\nlisteners=PLAINTEXT://127.0.0.1:{port}\n{}",
+                more(port)
+            )
+        };
+        Self::node(self.jars.clone(), (port, controller), text).await
+    }
+
+    async fn node(
+        jars: PathBuf,
+        (port, controller): (u16, u16),
+        text: impl FnOnce(&Path) -> String,
+    ) -> Self {
+        let folder = TempDir::with_prefix("wayside-kafka-").expect("a folder can be made");
         let data = folder.path().join("data");
         let file = folder.path().join("server.properties");
-        fs::write(&file, properties(port, controller, &data)).expect("the folder can be written");
+        fs::write(&file, text(&data)).expect("the folder can be written");
         let mut kafka = Self {
             jars,
             folder,
             port,
+            controller,
             process: None,
         };
         let mut format = kafka.java("kafka.tools.StorageTool");
@@ -147,6 +182,15 @@ impl Kafka {
             "1",
         ]);
         succeed("TopicCommand", run(command, "").await);
+    }
+
+    /// Lets a user do something: `--operation Read --topic orders`, as Kafka's own command takes it.
+    pub(crate) async fn allow(&self, user: &str, what: &str) {
+        let mut command = self.java("org.apache.kafka.tools.AclCommand");
+        command.args(["--bootstrap-server", &self.address(), "--add"]);
+        command.args(["--allow-principal", &format!("User:{user}")]);
+        command.args(what.split(' '));
+        succeed("AclCommand", run(command, "").await);
     }
 
     /// Everything in a topic, partition by partition, as kcat reads it; empty while there is no such topic.
@@ -419,7 +463,7 @@ broker.session.timeout.ms=2500
 
 /// A port below the range from which the kernel takes outgoing ones: while the broker is down, no client that
 /// knocks at its port can be given that very port and end up talking to itself.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     std::iter::repeat_with(|| 20_000 + fastrand::u16(..10_000))
         .take(1_000)
         .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
