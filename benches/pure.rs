@@ -122,6 +122,7 @@ fn records(c: &mut Criterion) {
         headers,
         content_type: Some(HeaderValue::from_static("application/json")),
         traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned()),
+        tracestate: None,
         claim: None,
         reply: None,
         time: SystemTime::now(),

@@ -1,22 +1,25 @@
 //! A call and its outcome: what every stage takes and gives back.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Duration;
 
-use http::HeaderMap;
 use http::header::CONTENT_TYPE;
+use http::{HeaderMap, StatusCode};
 use metrics::Histogram;
 use tokio::time::Instant;
 use tower::util::BoxCloneSyncService;
+use uuid::Uuid;
 
 use crate::body::Body;
 use crate::error::{Error, Kind};
 use crate::telemetry::metrics::{Metrics, Outcomes};
-use crate::telemetry::names;
-use crate::telemetry::trace::Trace;
+use crate::telemetry::spans::{Open, Spans};
+use crate::telemetry::trace::{TRACEPARENT, Trace};
+use crate::telemetry::{names, tracestate};
 use crate::tls::Peer;
 
 /// A request whose body streams.
@@ -33,6 +36,8 @@ pub struct Call {
     pub started: Instant,
     /// Its trace context.
     pub trace: Trace,
+    /// The context came with it; else it was made here, and no `tracestate` is about it.
+    pub traced: bool,
     /// The request itself.
     pub request: Request,
     /// Its place among the calls in flight, given back when the answer's last byte is out.
@@ -43,6 +48,12 @@ pub struct Call {
     pub peer: Option<Arc<Peer>>,
     /// Ends the caller's connection where nothing else can.
     pub leash: Option<Arc<Leash>>,
+    /// Where spans within it are recorded; `None` unless its trace is.
+    pub spans: Option<Arc<Spans>>,
+    /// The span of the try that is under way.
+    pub trying: Option<Open>,
+    /// The message that it delivers, for the log.
+    pub message: Option<Uuid>,
 }
 
 /// Whether a content type is that of gRPC over HTTP/2 (PROTOCOL-HTTP2.md, "Requests"); gRPC-Web is another protocol.
@@ -95,18 +106,61 @@ impl Leash {
 impl Call {
     /// Takes a request that was read just now.
     pub fn new(mut request: Request) -> Self {
-        let trace = Trace::of(request.headers_mut());
+        let (trace, traced) = Trace::of(request.headers_mut());
         // gRPC is always a POST: others need no look.
         let grpc = request.method() == http::Method::POST && is_grpc(request.headers());
         Self {
             started: Instant::now(),
             trace,
+            traced,
             request,
             permit: None,
             grpc,
             peer: None,
             leash: None,
+            spans: None,
+            trying: None,
+            message: None,
         }
+    }
+
+    /// Begins the span of a try at one address of a service, after so many that were sent, if its trace is recorded.
+    pub fn try_begins(&mut self, to: (&str, SocketAddr), sent: u32) {
+        if let Some(spans) = &self.spans {
+            let what = (self.request.method(), self.request.uri().path());
+            self.trying = Some(spans.trying(&self.trace, to, what, sent));
+        }
+    }
+
+    /// The try's request is about to leave: it names the try's span.
+    pub fn try_leaves(&mut self) {
+        if let Some(trace) = self.trying.as_ref().and_then(Open::trace) {
+            let headers = self.request.headers_mut();
+            headers.insert(TRACEPARENT, trace.header());
+        }
+    }
+
+    /// Ends the span of a try.
+    pub fn try_ends(&mut self, ended: Result<StatusCode, &Error>) {
+        if let Some(span) = self.trying.take() {
+            span.tried(ended.map_err(|error| error.kind().word()));
+        }
+    }
+
+    /// Begins its span, if its trace is recorded: its context is then that of the span, also for whoever gets the request.
+    pub fn record(&mut self, spans: &Arc<Spans>) -> Option<Open> {
+        let peer = self.peer.as_deref().map(Peer::name);
+        let headers = self.request.headers();
+        let given = (&self.trace, self.traced);
+        let open = spans.serving(given, peer, || tracestate::of(headers))?;
+        if let Some(trace) = open.trace() {
+            self.trace = trace.clone();
+            self.request
+                .headers_mut()
+                .insert(TRACEPARENT, trace.header());
+        }
+        self.spans = Some(Arc::clone(spans));
+        Some(open)
     }
 }
 

@@ -1,5 +1,5 @@
-//! The admin door: all of the probe's, the effective configuration with its secrets blanked, recent messages, and the
-//! start of a drain.
+//! The admin door: all of the probe's, the effective configuration with its secrets blanked, messages, and the start
+//! of a drain.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
@@ -7,20 +7,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{HOST, ORIGIN};
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode, request};
 use serde::Serialize;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tower::service_fn;
 
-use super::{Probe, asked, json, settle};
+use super::{Probe, json, messages, settle};
 use crate::config::model::{Address, Config};
 use crate::error::{Error, Kind};
+use crate::messages::Timelines;
 use crate::route::bare_host;
 use crate::service::{Call, Gate, Handler, Response};
 
 /// How long the app may take to be found alive.
 const APP_CHECK: Duration = Duration::from_millis(500);
+
+/// What stands before a message's id.
+const ONE_MESSAGE: &str = "/messages/";
 
 /// What the admin door reads.
 pub struct Dump {
@@ -28,8 +32,8 @@ pub struct Dump {
     pub probe: Arc<Probe>,
     /// The configuration in force.
     pub config: Box<dyn Fn() -> Arc<Config> + Send + Sync>,
-    /// Recent messages, newest first, as JSON.
-    pub messages: Box<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// What happened to each message.
+    pub timelines: Arc<Timelines>,
     /// Calls in flight, by door.
     pub gates: Vec<(&'static str, Arc<Gate>)>,
 }
@@ -54,11 +58,11 @@ pub fn admin_handler(dump: Arc<Dump>) -> Handler {
     Handler::new(service_fn(move |call: Box<Call>| {
         let dump = Arc::clone(&dump);
         async move {
-            let (method, path) = asked(&call);
             // An absolute-form target would stand above the Host that is looked at.
-            let origin_form = call.request.uri().authority().is_none();
-            let answer = match origin_form && is_local(call.request.headers()) {
-                true => dump.answer(&method, &path).await,
+            let (head, _) = call.request.into_parts();
+            let origin_form = head.uri.authority().is_none();
+            let answer = match origin_form && is_local(&head.headers) {
+                true => dump.answer(&head).await,
                 false => Err(Error::new(
                     Kind::BadRequest,
                     "the admin door answers to its address or localhost only",
@@ -70,13 +74,15 @@ pub fn admin_handler(dump: Arc<Dump>) -> Handler {
 }
 
 impl Dump {
-    async fn answer(&self, method: &Method, path: &str) -> Result<Response, Error> {
+    async fn answer(&self, head: &request::Parts) -> Result<Response, Error> {
+        let (method, path) = (&head.method, head.uri.path());
+        let asked = (method, &head.headers);
         match (method, path) {
             (&Method::GET | &Method::HEAD, "/config") => {
                 Ok(json(StatusCode::OK, &*(self.config)()))
             }
             (&Method::GET | &Method::HEAD, "/messages") => {
-                Ok(json(StatusCode::OK, &(self.messages)()))
+                messages::list(&self.timelines, asked, head.uri.query())
             }
             (&Method::GET | &Method::HEAD, "/drain") => {
                 Ok(json(StatusCode::OK, &self.draining().await))
@@ -85,6 +91,9 @@ impl Dump {
                 tracing::info!("drain asked for: no longer ready");
                 self.probe.ready.draining();
                 Ok(json(StatusCode::OK, &self.draining().await))
+            }
+            (&Method::GET | &Method::HEAD, path) if path.starts_with(ONE_MESSAGE) => {
+                messages::one(&self.timelines, asked, &path[ONE_MESSAGE.len()..])
             }
             (&Method::GET | &Method::HEAD, path) => self.probe.answer(path).ok_or_else(|| {
                 let detail = "this door has /live, /ready, /metrics, /config, /messages and /drain";

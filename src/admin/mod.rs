@@ -1,6 +1,7 @@
 //! The side doors: what the kubelet and Prometheus may read (`probe`), and what people on this machine may ask (`admin`).
 
 mod dump;
+mod messages;
 mod probe;
 
 pub use dump::{Dump, admin_handler};

@@ -16,7 +16,7 @@ use super::parts::{Broker, BuildError, Parts};
 use crate::config::model::{Config, Subscription as Rule};
 use crate::kafka::consumer::{Consumer, StopError};
 use crate::lifecycle::{self, Workers};
-use crate::listen::subscription::Subscription;
+use crate::listen::subscription::{Records, Subscription};
 use crate::pattern::deliver::Deliver;
 use crate::pattern::hop::Via;
 use crate::pattern::hydrate::Hydrate;
@@ -192,14 +192,13 @@ impl Consumers {
             claims_at: self.claims_at.clone(),
         };
         let producer = Arc::clone(&broker.sender.producer);
-        let receipts = Arc::clone(receipts);
-        Ok(Subscription::new(
-            rule,
-            deliver,
-            producer,
-            receipts,
-            &self.parts.metrics,
-        ))
+        let records = Records {
+            receipts: Arc::clone(receipts),
+            timelines: &self.parts.timelines,
+            spans: self.parts.spans.clone(),
+            metrics: &self.parts.metrics,
+        };
+        Ok(Subscription::new(rule, deliver, producer, records))
     }
 }
 

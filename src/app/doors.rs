@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::header::ACCEPT;
 use http::{HeaderMap, Method, StatusCode};
 use uuid::Uuid;
 
@@ -19,7 +18,7 @@ use crate::pattern::answers::Answers;
 use crate::pattern::forward::Forward;
 use crate::pattern::hydrate::{Hydrate, document};
 use crate::reply::headers::RESERVED;
-use crate::reply::{peers, results};
+use crate::reply::{events, peers, results};
 use crate::route::{is_wanted, takes_method, takes_path};
 use crate::service::{Attended, Call, Gate, Meters, Outcome, Response};
 use crate::telemetry::metrics::Metrics;
@@ -76,12 +75,13 @@ impl OutboundDoor {
     }
 
     async fn reserved(&self, call: Box<Call>) -> Result<Response, Error> {
-        let (parts, _) = call.request.into_parts();
+        let Call { request, trace, .. } = *call;
+        let (parts, _) = request.into_parts();
         only_get(&parts.method)?;
         match below(parts.uri.path()) {
             ("claims", reference) => {
                 self.hydrate
-                    .answer(reference, parts.uri.query(), &parts.headers)
+                    .answer(reference, parts.uri.query(), (&parts.headers, &trace))
                     .await
             }
             ("messages", "") if waits(parts.uri.query()) => self.results(&parts.headers),
@@ -109,11 +109,7 @@ impl OutboundDoor {
             });
             states
         };
-        let streams = headers
-            .get(ACCEPT)
-            .and_then(|accept| accept.to_str().ok())
-            .is_some_and(|accept| accept.contains("text/event-stream"));
-        match streams {
+        match events::are_wanted(headers) {
             true => peers::stream(self.changes.listen(), states, PeerState::gone),
             false => peers::list(&states()),
         }

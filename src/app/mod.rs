@@ -28,7 +28,6 @@ use crate::config::model::Config;
 use crate::lifecycle::{self, Drain, Ready, Workers};
 use crate::listen::http::{Door, HEAD_TIMEOUT};
 use crate::listen::tcp;
-use crate::messages::Timeline;
 use crate::pattern::hop::Via;
 use crate::pattern::hydrate::Hydrate;
 use crate::pattern::publish::Sender;
@@ -52,10 +51,10 @@ const OUTBOUND_QUIET: Duration = Duration::from_secs(1);
 const OUTBOUND_LAST: Duration = Duration::from_secs(1);
 /// The part of `drain` that deliveries may use up, so that an app which hangs leaves the doors some.
 const CONSUMERS_SHARE: f32 = 0.75;
-/// Messages that the admin door lists.
-const MESSAGES_SHOWN: usize = 100;
 /// How long the broker may take for the last receipts: they must not use up the time of calls. Of a short drain a quarter.
 const RECEIPTS_FLUSH: Duration = Duration::from_secs(2);
+/// How long the last spans may take at most, of what is left of `drain`.
+const SPANS_LAST: Duration = Duration::from_secs(3);
 /// Connections of a side door, and how long one may be silent: whoever opens many must not keep the kubelet out.
 const SIDE_CONNECTIONS: usize = 256;
 const SIDE_HEAD_TIMEOUT: Duration = Duration::from_secs(2);
@@ -232,17 +231,11 @@ impl Sidecar {
         if let Some(listener) = probe_listener {
             self.accept(config, listener, "probe", probe_handler(Arc::clone(&probe)));
         }
-        let (live, timelines) = (Arc::clone(&self.live), Arc::clone(&self.parts.timelines));
+        let live = Arc::clone(&self.live);
         let dump = Dump {
             probe,
             config: Box::new(move || Arc::clone(&live.load().config)),
-            messages: Box::new(move || {
-                timelines
-                    .recent(MESSAGES_SHOWN)
-                    .iter()
-                    .map(Timeline::to_json)
-                    .collect()
-            }),
+            timelines: Arc::clone(&self.parts.timelines),
             gates,
         };
         self.accept(
@@ -324,6 +317,7 @@ impl Sidecar {
             gate: Arc::clone(gate),
             unrouted: Arc::clone(unrouted),
             panics: self.metrics.counter(&names::PANICS, &[]),
+            spans: self.parts.spans.clone(),
         }
     }
 
@@ -415,6 +409,11 @@ impl Sidecar {
                 "records on their way",
             );
         }
+        if let Some(spans) = &self.parts.spans {
+            // Not among what is left: whatever the collector does, the calls ended as they should.
+            spans.flush(deadline.min(Instant::now() + SPANS_LAST)).await;
+        }
+        self.parts.timelines.close();
         let side_deadline = deadline.max(Instant::now() + Duration::from_millis(200));
         self.drains.side.begin(side_deadline);
         self.drains.side.finished(side_deadline).await;

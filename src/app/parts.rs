@@ -19,6 +19,7 @@ use crate::service::Meters;
 use crate::spool::{OpenError, Recovery, Spool};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::names;
+use crate::telemetry::spans::{Source, Spans};
 use crate::tls::{Identity, LoadError};
 use crate::upstream;
 
@@ -40,6 +41,8 @@ pub(crate) struct Parts {
     pub(crate) identities: Vec<Arc<Identity>>,
     /// What happened to each message.
     pub(crate) timelines: Arc<Timelines>,
+    /// Records spans; `None` without `telemetry`.
+    pub(crate) spans: Option<Arc<Spans>>,
     /// The broker and what sends to it.
     pub(crate) broker: Option<Broker>,
 }
@@ -71,6 +74,13 @@ impl Parts {
             .iter()
             .map(|files| Identity::load(files).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
+        let spans = config.telemetry.as_ref().map(|telemetry| {
+            let source = Source {
+                service: config.service.clone(),
+                instance: instance.clone(),
+            };
+            Spans::start(telemetry, source, &metrics)
+        });
         let broker = match &config.kafka {
             None => None,
             Some(kafka) => {
@@ -87,6 +97,7 @@ impl Parts {
             claims,
             identities,
             timelines,
+            spans,
             broker,
         })
     }
@@ -186,7 +197,9 @@ fn remember(recovery: &Recovery, timelines: &Timelines, keys: &Keys, metrics: &M
         .counter(&names::SPOOL_LOST, &[])
         .increment(recovery.lost);
     for known in &recovery.known {
-        timelines.record(known.id, Event::at(known.accepted, What::Accepted));
+        let origin = timelines.origin(Some(&known.route), &known.topic);
+        let accepted = Event::at(known.accepted, What::Accepted);
+        timelines.record(known.id, accepted.origin(origin));
         let promised = match known.replicated {
             None => {
                 timelines.record(known.id, Event::at(known.accepted, What::Spooled));

@@ -154,7 +154,7 @@ impl Sidecar {
 
 /// The configuration in comparable pieces. Debug text is exact for plain data; secrets are compared apart, since theirs
 /// is blanked.
-fn sections(config: &Config) -> [(&'static str, String); 17] {
+fn sections(config: &Config) -> [(&'static str, String); 18] {
     let secrets = config.kafka.as_ref().map(|kafka| {
         kafka
             .properties
@@ -187,5 +187,6 @@ fn sections(config: &Config) -> [(&'static str, String); 17] {
         ("admin", format!("{:?}", config.admin)),
         ("drain", format!("{:?}", config.drain)),
         ("limits", format!("{:?}", config.limits)),
+        ("telemetry", format!("{:?}", config.telemetry)),
     ]
 }

@@ -19,6 +19,7 @@ use crate::lifecycle;
 use crate::listen::head;
 use crate::reply::{headers, rescue};
 use crate::service::{Call, Gate, Handler, Meters, Outcome, Response};
+use crate::telemetry::spans::{Open, Served, Spans};
 use crate::telemetry::trace::Trace;
 
 /// Bytes of one call's future, all layers and the pattern together.
@@ -36,6 +37,8 @@ pub(super) struct Keeper {
     pub(super) unrouted: Arc<Meters>,
     /// Counts panics.
     pub(super) panics: Counter,
+    /// Records spans; `None` without `telemetry`.
+    pub(super) spans: Option<Arc<Spans>>,
 }
 
 /// An answer, and what of it was our own doing.
@@ -61,12 +64,17 @@ where
 async fn pass<D, F>(
     keeper: Arc<Keeper>,
     dispatch: D,
-    call: Box<Call>,
+    mut call: Box<Call>,
 ) -> Result<Response, Infallible>
 where
     D: Fn(Box<Call>) -> F,
     F: Future<Output = Outcome>,
 {
+    // First of all, so that whatever is done and told for the call is of its span.
+    let span = match &keeper.spans {
+        Some(spans) => call.record(spans),
+        None => None,
+    };
     let seen = Seen::of(&call);
     // Innermost, `admit`: a refusal for overload must be cheap, yet counted and answered like the others.
     // Around it, `catch`: a defect costs one call, not the connection's others.
@@ -77,6 +85,9 @@ where
     // Every error from below becomes a response here, and nowhere else.
     let answered = answer(&keeper, &seen, outcome);
     // Outermost, so that it counts every answer, also those made below it.
+    if let Some(span) = span {
+        served(span, &keeper, &seen, &answered);
+    }
     Ok(observe(&keeper, &seen, answered))
 }
 
@@ -124,6 +135,19 @@ impl Seen {
     fn path(&self) -> &str {
         self.target.as_ref().map_or("", PathAndQuery::path)
     }
+}
+
+/// Ends a call's span: with its answer's head, like its time in the metrics.
+fn served(span: Open, keeper: &Keeper, seen: &Seen, answered: &Answered) {
+    span.served(&Served {
+        door: keeper.door,
+        route: &answered.meters.route,
+        pattern: answered.meters.pattern,
+        method: &seen.method,
+        path: shown(seen.path()),
+        status: answered.response.status(),
+        refused: answered.refused.as_ref().map(|error| error.kind().word()),
+    });
 }
 
 fn observe(keeper: &Keeper, seen: &Seen, answered: Answered) -> Response {

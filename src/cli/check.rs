@@ -94,7 +94,7 @@ fn write(one: &Checked) {
     if !one.errors.is_empty() {
         let report = config::Report {
             errors: one.errors.clone(),
-                files: Vec::new(),
+            files: Vec::new(),
         };
         complain(&report.to_string());
         return;

@@ -1,11 +1,13 @@
 //! The command line: a file each. Results go to stdout, everything else to stderr.
 
+mod admin;
 pub mod broker;
 pub mod check;
 pub mod demo;
 pub mod drain;
 pub mod explain;
 mod live;
+pub mod messages;
 pub mod run;
 
 use std::io::Write;
@@ -42,6 +44,8 @@ enum Command {
     Broker(broker::Args),
     /// Take a running sidecar out of service and wait until its app is gone (for preStop)
     Drain(drain::Args),
+    /// Find a message in a running sidecar: what happened to it and when
+    Messages(messages::Args),
 }
 
 /// Parses the command line and runs it.
@@ -53,6 +57,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Broker(args) => broker::run(&args),
         Command::Drain(args) => drain::run(&args),
+        Command::Messages(args) => messages::run(&args),
     }
 }
 
@@ -65,6 +70,16 @@ fn environment(name: &str) -> Option<String> {
 /// needs no broker.
 fn load(file: &Path, judge: Judge) -> Result<Loaded, Report> {
     config::load_judged(file, &environment, &judge)
+}
+
+/// A runtime for a command that asks and waits; without one the reason is told.
+fn runtime() -> Option<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime
+        .map_err(|error| complain(&format!("wayside: {error}")))
+        .ok()
 }
 
 /// Writes a result. A reader that has gone away is not our error.

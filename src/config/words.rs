@@ -91,9 +91,9 @@ pub(super) static FILE: Shape = Shape {
         section("limits", &LIMITS),
         named("tls", &TLS),
         section("dns", &DNS),
+        section("telemetry", &TELEMETRY),
         later("channels"),
         later("log"),
-        later("telemetry"),
     ],
 };
 
@@ -205,6 +205,10 @@ pub(super) static ALLOW: Shape = Shape {
 
 pub(super) static TLS: Shape = Shape {
     keys: &[key("cert"), key("key"), key("ca")],
+};
+
+pub(super) static TELEMETRY: Shape = Shape {
+    keys: &[key("otlp"), key("sample")],
 };
 
 pub(super) static DNS: Shape = Shape {

@@ -270,6 +270,7 @@ async fn a_message_comes_out_as_it_went_in() {
         headers: HeaderMap::from_iter([(http::header::ACCEPT, HeaderValue::from_static("a/b"))]),
         content_type: Some(HeaderValue::from_static("application/json")),
         traceparent: None,
+        tracestate: None,
         claim: None,
         reply: None,
         time: SystemTime::now(),

@@ -17,14 +17,15 @@ use crate::kafka::lanes::{Lane, Received};
 use crate::kafka::producer::Producer;
 use crate::kafka::record::{self, Position};
 use crate::lifecycle;
-use crate::messages::{Answer, Event, What};
+use crate::messages::{Answer, Event, Origin, Timelines, What};
 use crate::pattern::dead_letter::{self, Obituary};
-use crate::pattern::deliver::{Attempted, Deliver, Delivery};
+use crate::pattern::deliver::{Attempt, Attempted, Deliver, Delivery};
 use crate::pattern::receipts::Receipts;
 use crate::pattern::retry;
 use crate::pattern::verdict::Verdict;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::names;
+use crate::telemetry::spans::{Open as Span, Processed, Spans};
 use crate::telemetry::trace::Trace;
 
 /// The shortest and longest wait for an app that is not reached.
@@ -39,6 +40,9 @@ pub struct Subscription {
     deliver: Deliver,
     producer: Arc<Producer>,
     receipts: Arc<Receipts>,
+    spans: Option<Arc<Spans>>,
+    /// For the timelines of its messages.
+    origin: Origin,
     /// Deliveries at the same time, over all lanes.
     places: Semaphore,
     meters: Meters,
@@ -81,15 +85,32 @@ enum Ending {
     Interrupted,
 }
 
+/// Where a subscription leaves what it sees.
+pub struct Records<'a> {
+    /// What happened to each message, here and for its origin.
+    pub receipts: Arc<Receipts>,
+    /// Where the first of them lies.
+    pub timelines: &'a Timelines,
+    /// Records spans; `None` without `telemetry`.
+    pub spans: Option<Arc<Spans>>,
+    /// Counts.
+    pub metrics: &'a Metrics,
+}
+
 impl Subscription {
     /// Builds a subscription's door.
     pub fn new(
         rule: &Rule,
         deliver: Deliver,
         producer: Arc<Producer>,
-        receipts: Arc<Receipts>,
-        metrics: &Metrics,
+        records: Records<'_>,
     ) -> Arc<Self> {
+        let Records {
+            receipts,
+            timelines,
+            spans,
+            metrics,
+        } = records;
         let name = rule.topic.as_str();
         let labels = [("subscription", name)];
         let verdict = |word| {
@@ -116,6 +137,8 @@ impl Subscription {
             deliver,
             producer,
             receipts,
+            origin: timelines.origin(None, name),
+            spans,
         })
     }
 
@@ -149,7 +172,8 @@ impl Subscription {
         let first = SystemTime::now();
         let (mut made, mut missed) = (0_u32, 0_u32);
         loop {
-            let Some(mut attempted) = self.attempt(lane, &delivery, made + 1).await else {
+            let Some(mut attempted) = self.attempt(lane, (received, &delivery), made + 1).await
+            else {
                 return Ending::Interrupted;
             };
             self.note(&delivery, &mut attempted, made + 1);
@@ -192,7 +216,12 @@ impl Subscription {
     }
 
     /// One attempt; `None` if the lane ended before its turn came. Once begun it may finish.
-    async fn attempt(&self, lane: &Lane, delivery: &Delivery, number: u32) -> Option<Attempted> {
+    async fn attempt(
+        &self,
+        lane: &Lane,
+        (received, delivery): (&Received, &Delivery),
+        number: u32,
+    ) -> Option<Attempted> {
         let _place = tokio::select! {
             biased;
             () = lane.revoked() => return None,
@@ -200,8 +229,16 @@ impl Subscription {
             place = self.places.acquire() => place,
         };
         let begun = Instant::now();
+        let span = match &self.spans {
+            Some(spans) => self.span(spans, (received, delivery), number),
+            None => None,
+        };
+        let attempt = Attempt {
+            number,
+            span: span.as_ref(),
+        };
         // A defect costs an attempt. It must not end the lane: nobody would deliver its partition until a rebalance.
-        let attempted = match lifecycle::catch(self.deliver.attempt(delivery, number)).await {
+        let attempted = match lifecycle::catch(self.deliver.attempt(delivery, &attempt)).await {
             Ok(attempted) => attempted,
             Err(panic) => {
                 self.meters.panics.increment(1);
@@ -215,7 +252,31 @@ impl Subscription {
             }
         };
         self.meters.seconds.record(begun.elapsed());
+        if let Some(span) = span {
+            span.processed(&Processed {
+                status: attempted.status,
+                verdict: attempted.verdict.word(),
+                error: attempted.error.as_ref().map(|error| error.kind().word()),
+                well: matches!(attempted.verdict, Verdict::Done | Verdict::Drop),
+            });
+        }
         Some(attempted)
+    }
+
+    fn span(
+        &self,
+        spans: &Arc<Spans>,
+        (received, delivery): (&Received, &Delivery),
+        number: u32,
+    ) -> Option<Span> {
+        let place = (&*received.topic, received.partition, received.offset);
+        let record = &delivery.record;
+        let given = (&delivery.trace, record.traceparent.is_some());
+        spans.processing(
+            (given, record.tracestate.as_deref()),
+            place,
+            (&self.rule.group, delivery.id, number),
+        )
     }
 
     /// Writes a message to the dead letters, however long the broker takes: until then it is not final.
@@ -239,7 +300,7 @@ impl Subscription {
                 Ok(_) => break,
                 Err(error) => {
                     tracing::error!(
-                        id = %delivery.id, topic, %error, trace = delivery.trace.id(),
+                        id = %delivery.id, topic = self.rule.topic, dead_letter = topic, %error, trace = delivery.trace.id(),
                         "a dead letter is not written yet; its lane waits"
                     );
                     if interrupted(
@@ -262,7 +323,7 @@ impl Subscription {
         let (record, group) = (&delivery.record, self.rule.group.as_str());
         self.receipts.note(record, group, dead, grave.answer);
         tracing::warn!(
-            id = %delivery.id, topic, reason = grave.why, attempts = grave.made, trace = delivery.trace.id(),
+            id = %delivery.id, topic = self.rule.topic, dead_letter = topic, reason = grave.why, attempts = grave.made, trace = delivery.trace.id(),
             "message moved to the dead letters"
         );
         Ending::Final
@@ -282,6 +343,7 @@ impl Subscription {
                 _ => event,
             };
             let (record, group) = (&delivery.record, self.rule.group.as_str());
+            let event = event.origin(self.origin);
             self.receipts.note(record, group, event, answer);
         };
         let what = match &attempted.verdict {
@@ -352,14 +414,17 @@ fn read(received: &Received) -> Delivery {
         offset: received.offset,
     };
     let record = record::decode(headers, position);
-    if record.ignored > 0 {
-        tracing::debug!(id = %record.id, ignored = record.ignored, "headers of a record were ignored");
-    }
     let trace = record
         .traceparent
         .as_deref()
         .and_then(Trace::parse)
         .unwrap_or_default();
+    if record.ignored > 0 {
+        tracing::debug!(
+            id = %record.id, topic = &*received.topic, headers = record.ignored, trace = trace.id(),
+            "headers of a record were ignored"
+        );
+    }
     let dead = dead_letter::told(received);
     let target = record.target.as_deref().map(head::target).transpose();
     Delivery {

@@ -2,6 +2,8 @@
 
 use std::time::SystemTime;
 
+use super::names::Origin;
+
 /// One thing that happened to a message. Cheap to make; parts that do not apply are absent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Event {
@@ -17,6 +19,8 @@ pub struct Event {
     pub attempt: Option<u32>,
     /// It is told, but does not change how far the message came: it is of a group whose verdict does not count.
     pub aside: bool,
+    /// By which route and topic the message goes. A timeline keeps the first of each.
+    pub origin: Origin,
 }
 
 impl Event {
@@ -34,7 +38,13 @@ impl Event {
             status: None,
             attempt: None,
             aside: false,
+            origin: Origin::default(),
         }
+    }
+
+    /// Adds by which route and topic the message goes.
+    pub fn origin(self, origin: Origin) -> Self {
+        Self { origin, ..self }
     }
 
     /// Adds where the record lies.
@@ -132,6 +142,22 @@ pub enum Status {
 }
 
 impl Status {
+    /// Every status, in the order in which a message passes them.
+    pub const ALL: [Self; 7] = [
+        Self::Accepted,
+        Self::Spooled,
+        Self::Replicated,
+        Self::Delivered,
+        Self::Done,
+        Self::Dead,
+        Self::Dropped,
+    ];
+
+    /// The status of a word.
+    pub fn parse(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|status| status.word() == word)
+    }
+
     /// The stable word.
     pub fn word(self) -> &'static str {
         match self {

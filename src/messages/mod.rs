@@ -6,23 +6,29 @@
 
 mod answer;
 mod event;
+mod follow;
 pub mod keys;
+mod names;
 pub mod receipt;
 mod results;
 mod slot;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
 pub use answer::{Answer, BODY_MAX};
 pub use event::{Event, Status, What};
+pub use follow::{Changed, FOLLOWERS_MAX, Follow};
+pub use names::Origin;
 pub use results::{Outcome, Page, Results, Tip};
 pub use slot::Timeline;
 
+use follow::Followers;
+use names::Names;
 use slot::Slot;
 
 use crate::config::model::Messages;
@@ -37,6 +43,26 @@ const SHARD_MIN: usize = 64;
 pub struct Timelines {
     shards: Box<[Mutex<Shard>]>,
     keep: Duration,
+    names: Names,
+    followers: Arc<Followers>,
+}
+
+/// Which messages somebody looks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Published by this route.
+    pub route: Option<String>,
+    /// Come as far as this, and no further yet.
+    pub status: Option<Status>,
+}
+
+impl Wanted {
+    /// Whether a message is one of these.
+    pub fn takes(&self, timeline: &Timeline) -> bool {
+        let route = self.route.as_deref();
+        route.is_none_or(|route| timeline.route.as_deref() == Some(route))
+            && self.status.is_none_or(|status| timeline.status == status)
+    }
 }
 
 /// What is known of an id.
@@ -77,6 +103,16 @@ impl Timelines {
         Self {
             shards: (0..shards).map(|_| shard()).collect(),
             keep: config.keep,
+            names: Names::default(),
+            followers: Arc::default(),
+        }
+    }
+
+    /// What a route or a subscription puts into the events of its messages, made once when it is built.
+    pub fn origin(&self, route: Option<&str>, topic: &str) -> Origin {
+        Origin {
+            route: route.map(|route| self.names.add(route)).unwrap_or_default(),
+            topic: self.names.add(topic),
         }
     }
 
@@ -84,6 +120,17 @@ impl Timelines {
     /// are kept.
     pub fn record(&self, id: Uuid, event: Event) {
         self.shard(id).record(id, event);
+        self.followers.tell(id);
+    }
+
+    /// Follows the changes of every message from now on; `None` if [`FOLLOWERS_MAX`] do, or the process stops.
+    pub fn follow(&self) -> Option<Follow> {
+        self.followers.join()
+    }
+
+    /// Ends the streams of all who follow.
+    pub fn close(&self) {
+        self.followers.close();
     }
 
     /// Adds what a receipt tells; false if it may not. One for a message that is not known here, from before a restart,
@@ -102,6 +149,10 @@ impl Timelines {
         if may {
             shard.record(id, event);
         }
+        drop(shard);
+        if may {
+            self.followers.tell(id);
+        }
         may
     }
 
@@ -111,14 +162,14 @@ impl Timelines {
     }
 
     fn get_at(&self, id: Uuid, now: SystemTime) -> Lookup {
-        let oldest = millis(now).saturating_sub(self.keep.as_millis() as u64);
+        let oldest = self.oldest(now);
         let shard = self.shard(id);
         match shard
             .index
             .get(&id)
             .and_then(|place| shard.ring.get(*place as usize))
         {
-            Some(slot) if slot.last() >= oldest => Lookup::Known(slot.timeline()),
+            Some(slot) if slot.last() >= oldest => Lookup::Known(slot.timeline(&self.names)),
             Some(_) => Lookup::Gone,
             // An id says when it was made (RFC 9562 section 5.7), unless it is a digest of an idempotency key.
             None if made(id).is_some_and(|made| made < oldest || made <= shard.lost) => {
@@ -128,16 +179,37 @@ impl Timelines {
         }
     }
 
-    /// The timelines that were begun last, the newest first.
-    pub fn recent(&self, limit: usize) -> Vec<Timeline> {
+    /// Of the timelines that are wanted those that were begun last, the newest first, at most `limit`.
+    pub fn recent(&self, wanted: &Wanted, limit: usize) -> Vec<Timeline> {
+        self.recent_at(wanted, limit, SystemTime::now())
+    }
+
+    fn recent_at(&self, wanted: &Wanted, limit: usize, now: SystemTime) -> Vec<Timeline> {
+        let oldest = self.oldest(now);
+        let route = match wanted.route.as_deref().map(|route| self.names.find(route)) {
+            // No route ever had that name.
+            Some(None) => return Vec::new(),
+            Some(Some(name)) => Some(name),
+            None => None,
+        };
+        let takes = |slot: &&Slot| {
+            slot.last() >= oldest
+                && route.is_none_or(|route| slot.origin().route == route)
+                && wanted.status.is_none_or(|status| slot.status() == status)
+        };
         let mut slots: Vec<Slot> = Vec::new();
         for shard in &self.shards {
             let shard = lock(shard);
-            slots.extend(shard.newest_first().take(limit).cloned());
+            slots.extend(shard.newest_first().filter(takes).take(limit).cloned());
         }
         slots.sort_by_key(|slot| std::cmp::Reverse(slot.first()));
         slots.truncate(limit);
-        slots.iter().map(Slot::timeline).collect()
+        let slots = slots.iter();
+        slots.map(|slot| slot.timeline(&self.names)).collect()
+    }
+
+    fn oldest(&self, now: SystemTime) -> u64 {
+        millis(now).saturating_sub(self.keep.as_millis() as u64)
     }
 
     /// How many timelines are held.

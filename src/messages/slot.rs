@@ -1,5 +1,6 @@
 //! A timeline as it lies in memory, 128 bytes, and as it is shown.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Serialize, Serializer};
@@ -7,6 +8,7 @@ use uuid::Uuid;
 
 use super::event::{Event, Status, What};
 use super::millis;
+use super::names::{Names, Origin};
 
 /// Events of one message; of more, the first [`FIRST`] and the last ones are kept.
 const EVENTS_MAX: usize = 9;
@@ -24,6 +26,7 @@ pub(super) struct Slot {
     status: Status,
     len: u8,
     skipped: u16,
+    origin: Origin,
     events: [Packed; EVENTS_MAX],
 }
 
@@ -67,6 +70,7 @@ impl Slot {
             },
             len: 0,
             skipped: 0,
+            origin: Origin::default(),
             events: [nothing; EVENTS_MAX],
         };
         slot.push(event);
@@ -83,6 +87,7 @@ impl Slot {
         if !event.aside {
             self.status = self.status.then(event.what.status());
         }
+        self.from(event.origin);
         if len < EVENTS_MAX {
             self.events[len] = packed;
             self.len += 1;
@@ -109,10 +114,28 @@ impl Slot {
         }
         self.events[0] = self.pack(event);
         self.len = (last + 1) as u8;
+        self.from(event.origin);
+    }
+
+    fn from(&mut self, origin: Origin) {
+        self.origin = Origin {
+            route: self.origin.route.or(origin.route),
+            topic: self.origin.topic.or(origin.topic),
+        };
     }
 
     pub(super) fn id(&self) -> Uuid {
         self.id
+    }
+
+    /// How far the message came.
+    pub(super) fn status(&self) -> Status {
+        self.status
+    }
+
+    /// By which route and topic it goes.
+    pub(super) fn origin(&self) -> Origin {
+        self.origin
     }
 
     /// When it began, in milliseconds since 1970.
@@ -128,7 +151,7 @@ impl Slot {
         self.start + last.map_or(0, |event| u64::from(u32::from_le_bytes(event.after)))
     }
 
-    pub(super) fn timeline(&self) -> Timeline {
+    pub(super) fn timeline(&self, names: &Names) -> Timeline {
         let events = self.events.iter().take(usize::from(self.len));
         let events: Vec<Event> = events.filter_map(|event| self.unpack(event)).collect();
         let last = events
@@ -141,6 +164,8 @@ impl Slot {
         Timeline {
             id: self.id,
             status: self.status,
+            route: names.text(self.origin.route),
+            topic: names.text(self.origin.topic),
             events,
             skipped: self.skipped,
             result,
@@ -169,6 +194,7 @@ impl Slot {
         Some(Event {
             at: UNIX_EPOCH + Duration::from_millis(self.start + after),
             what: *What::ALL.get(usize::from(word & KIND))?,
+            origin: Origin::default(),
             place: (word & PLACED != 0).then_some((self.partition, self.offset)),
             status: Some(u16::from_le_bytes(packed.status)).filter(|status| *status != 0),
             attempt: Some(u16::from_le_bytes(packed.attempt))
@@ -186,6 +212,10 @@ pub struct Timeline {
     pub id: Uuid,
     /// How far it came.
     pub status: Status,
+    /// The route that published it, if that was here.
+    pub route: Option<Arc<str>>,
+    /// The topic that it was published to or came from.
+    pub topic: Option<Arc<str>>,
     /// In the order in which they were recorded.
     pub events: Vec<Event>,
     /// How many events after the third are not among them, because there were too many.
@@ -207,6 +237,8 @@ impl Serialize for Timeline {
         Document {
             id: self.id.as_hyphenated().to_string(),
             status: self.status.word(),
+            route: self.route.as_deref(),
+            topic: self.topic.as_deref(),
             events: self.events.iter().map(Line::from).collect(),
             skipped: Some(self.skipped).filter(|skipped| *skipped > 0),
             result: self.result.map(|status| Answer { status }),
@@ -216,9 +248,13 @@ impl Serialize for Timeline {
 }
 
 #[derive(Serialize)]
-struct Document {
+struct Document<'a> {
     id: String,
     status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    route: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    topic: Option<&'a str>,
     events: Vec<Line>,
     #[serde(skip_serializing_if = "Option::is_none")]
     skipped: Option<u16>,

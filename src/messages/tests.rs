@@ -168,12 +168,59 @@ fn the_oldest_timeline_is_overwritten_and_then_gone() {
             .all(|id| matches!(look(*id), Lookup::Known(_)))
     );
     let recent: Vec<_> = timelines
-        .recent(2)
+        .recent_at(&Wanted::default(), 2, at(100))
         .iter()
         .map(|timeline| timeline.id)
         .collect();
     assert_eq!(recent, [ids[4], ids[3]]);
-    assert_eq!(timelines.recent(9).len(), 3);
+    let all = timelines.recent_at(&Wanted::default(), 9, at(100));
+    assert_eq!(all.len(), 3);
+    let later = at(0) + KEEP * 2;
+    assert!(timelines.recent_at(&Wanted::default(), 9, later).is_empty());
+}
+
+#[test]
+fn messages_are_found_by_route_and_status() {
+    let timelines = timelines(10);
+    let route = |name| timelines.origin(Some(name), "invoices");
+    let routes = [route("create"), route("create"), route("change")];
+    for (n, origin) in (0..).zip(routes) {
+        timelines.record(
+            id(n),
+            Event::at(at(n as u64), What::Accepted).origin(origin),
+        );
+    }
+    // What comes later from a subscription beside the route tells nothing of one, and does not hide it.
+    let done = id(3);
+    timelines.record(
+        done,
+        Event::at(at(3), What::Accepted).origin(route("create")),
+    );
+    let here = timelines.origin(None, "elsewhere");
+    timelines.record(done, Event::at(at(4), What::Done).origin(here));
+    let find = |route: Option<&str>, status| {
+        let wanted = Wanted {
+            route: route.map(str::to_owned),
+            status,
+        };
+        let found = timelines.recent_at(&wanted, 9, at(10));
+        assert!(found.iter().all(|timeline| wanted.takes(timeline)));
+        found.len()
+    };
+    assert_eq!(find(None, None), 4);
+    assert_eq!(find(Some("create"), None), 3);
+    assert_eq!(find(Some("change"), None), 1);
+    assert_eq!(find(Some("other"), None), 0);
+    assert_eq!(find(Some("create"), Some(Status::Done)), 1);
+    assert_eq!(find(None, Some(Status::Accepted)), 3);
+    let timeline = known(&timelines, done);
+    assert_eq!(timeline.route.as_deref(), Some("create"));
+    assert_eq!(timeline.topic.as_deref(), Some("invoices"));
+    let json = timeline.to_json();
+    assert_eq!(
+        (&json["route"], &json["topic"]),
+        (&"create".into(), &"invoices".into())
+    );
 }
 
 #[test]

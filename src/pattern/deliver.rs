@@ -20,7 +20,9 @@ use crate::kafka::record::{Claim, ClaimRef, Decoded, digest_text};
 use crate::messages::{Answer, BODY_MAX};
 use crate::reply::headers::{ATTEMPT, CLAIM, MESSAGE_ID, REPR_DIGEST};
 use crate::service::{Call, Leash, Request, is_grpc};
-use crate::telemetry::trace::Trace;
+use crate::telemetry::spans::Open;
+use crate::telemetry::trace::{TRACEPARENT, Trace};
+use crate::telemetry::tracestate::TRACESTATE;
 
 /// Bytes of the app's answer that are read, so that its connection can be used again; a longer answer costs the
 /// connection. It is also what an origin gets of an answer.
@@ -58,6 +60,14 @@ pub struct Delivery {
     pub trace: Trace,
 }
 
+/// Which attempt to deliver a message it is.
+pub struct Attempt<'a> {
+    /// Counted from 1.
+    pub number: u32,
+    /// Its span, if the message's trace is recorded.
+    pub span: Option<&'a Open>,
+}
+
 /// What came of one attempt.
 pub struct Attempted {
     /// What it means.
@@ -71,9 +81,11 @@ pub struct Attempted {
 }
 
 impl Deliver {
-    /// Makes attempt number `attempt`, counted from 1.
-    pub async fn attempt(&self, delivery: &Delivery, attempt: u32) -> Attempted {
-        let request = match self.request(delivery, attempt).await {
+    /// Makes an attempt.
+    pub async fn attempt(&self, delivery: &Delivery, attempt: &Attempt<'_>) -> Attempted {
+        let own = attempt.span.and_then(Open::trace);
+        let trace = own.unwrap_or(&delivery.trace);
+        let request = match self.request(delivery, attempt.number, trace).await {
             Ok(request) => request,
             Err(error) => {
                 return Attempted {
@@ -84,7 +96,21 @@ impl Deliver {
                 };
             }
         };
-        match self.send(delivery, request).await {
+        let call = Box::new(Call {
+            started: tokio::time::Instant::now(),
+            trace: trace.clone(),
+            traced: true,
+            grpc: is_grpc(request.headers()),
+            request,
+            permit: None,
+            peer: None,
+            // Its answer is read here, so nobody else has to end it.
+            leash: Some(Leash::new()),
+            spans: attempt.span.and_then(Open::spans).cloned(),
+            trying: None,
+            message: Some(delivery.id),
+        });
+        match self.send(call, delivery.record.reply.is_some()).await {
             Ok(attempted) => attempted,
             Err(error) => Attempted {
                 verdict: verdict::of_error(&error),
@@ -95,17 +121,7 @@ impl Deliver {
         }
     }
 
-    async fn send(&self, delivery: &Delivery, request: Request) -> Result<Attempted, Error> {
-        let call = Box::new(Call {
-            started: tokio::time::Instant::now(),
-            trace: delivery.trace.clone(),
-            grpc: is_grpc(request.headers()),
-            request,
-            permit: None,
-            peer: None,
-            // Its answer is read here, so nobody else has to end it.
-            leash: Some(Leash::new()),
-        });
+    async fn send(&self, call: Box<Call>, asked: bool) -> Result<Attempted, Error> {
         let response = self.forward.call(call).await?;
         let (head, body) = response.into_parts();
         // A broken answer is no answer: the app may not have finished.
@@ -114,17 +130,23 @@ impl Deliver {
             Err(error) if error.kind() == Kind::BodyTooLarge => None,
             Err(error) => return Err(error),
         };
-        let asked = delivery.record.reply.as_ref();
         Ok(Attempted {
             verdict: verdict::of_answer(head.status, &head.headers),
             status: Some(head.status.as_u16()),
-            answer: asked.and_then(|_| Answer::new(head.status, &head.headers, body)),
+            answer: asked
+                .then(|| Answer::new(head.status, &head.headers, body))
+                .flatten(),
             error: None,
         })
     }
 
     /// The call as it was made, or as the subscription's path says.
-    async fn request(&self, delivery: &Delivery, attempt: u32) -> Result<Request, Error> {
+    async fn request(
+        &self,
+        delivery: &Delivery,
+        attempt: u32,
+        trace: &Trace,
+    ) -> Result<Request, Error> {
         let record = &delivery.record;
         let target = match (&self.path, &delivery.target) {
             (Some(path), _) => path.clone(),
@@ -144,7 +166,7 @@ impl Deliver {
         let mut headers = record.headers.clone();
         // It counts hops of the call as it was made; here it could only keep the delivery from the app.
         headers.remove(MAX_FORWARDS);
-        let body = self.body(delivery, &mut headers).await?;
+        let body = self.body(delivery, trace, &mut headers).await?;
         if let Some(content_type) = &record.content_type {
             headers.insert(CONTENT_TYPE, content_type.clone());
         }
@@ -154,10 +176,11 @@ impl Deliver {
             .and_then(|host| HeaderValue::from_str(host).ok());
         headers.insert(HOST, host.unwrap_or_else(|| self.host.clone()));
         headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
-        headers.insert(
-            crate::telemetry::trace::TRACEPARENT,
-            delivery.trace.header(),
-        );
+        headers.insert(TRACEPARENT, trace.header());
+        let state = record.tracestate.as_deref().map(HeaderValue::from_str);
+        if let Some(Ok(state)) = state {
+            headers.insert(TRACESTATE, state);
+        }
         let mut request = Request::new(Body::full(body));
         *request.method_mut() = method;
         *request.uri_mut() = Uri::from(target);
@@ -182,7 +205,12 @@ impl Deliver {
     }
 
     /// The slim body, or the whole one for an eager subscription.
-    async fn body(&self, delivery: &Delivery, headers: &mut HeaderMap) -> Result<Bytes, Error> {
+    async fn body(
+        &self,
+        delivery: &Delivery,
+        trace: &Trace,
+        headers: &mut HeaderMap,
+    ) -> Result<Bytes, Error> {
         let claim = match &delivery.record.claim {
             Claim::Absent => return Ok(delivery.body.clone()),
             Claim::Damaged => {
@@ -196,10 +224,9 @@ impl Deliver {
         if self.mode != Mode::Eager {
             return Ok(delivery.body.clone());
         }
-        let whole = self
-            .hydrate
-            .whole(&self.reference(delivery, claim)?)
-            .await?;
+        let reference = self.reference(delivery, claim)?;
+        let whole = self.hydrate.whole(&reference, trace).await?;
+        tracing::debug!(id = %delivery.id, origin = reference.origin, bytes = whole.len(), trace = trace.id(), "message hydrated");
         if let Ok(digest) = HeaderValue::from_str(&digest_text(&claim.digest)) {
             headers.insert(REPR_DIGEST, digest);
         }

@@ -22,6 +22,7 @@ use crate::reply::headers::REPR_DIGEST;
 use crate::service::{Request, Response};
 use crate::telemetry::metrics::{Metrics, Outcomes};
 use crate::telemetry::names;
+use crate::telemetry::trace::{TRACEPARENT, Trace};
 use crate::upstream::{Endpoint, Upstream, Version, Wait};
 
 /// How long one claim may take, all addresses together; each has a share of it to begin its answer.
@@ -80,9 +81,9 @@ impl Hydrate {
         &self,
         reference: &str,
         query: Option<&str>,
-        headers: &HeaderMap,
+        (headers, trace): (&HeaderMap, &Trace),
     ) -> Result<Response, Error> {
-        let answered = self.lazily(reference, query, headers).await;
+        let answered = self.lazily(reference, query, (headers, trace)).await;
         if let Err(error) = &answered {
             self.lazy.refused(error.kind());
         }
@@ -93,8 +94,8 @@ impl Hydrate {
     ///
     /// # Errors
     /// As [`Hydrate::answer`].
-    pub async fn whole(&self, reference: &Reference) -> Result<Bytes, Error> {
-        let fetched = self.fetch(reference).await;
+    pub async fn whole(&self, reference: &Reference, trace: &Trace) -> Result<Bytes, Error> {
+        let fetched = self.fetch(reference, trace).await;
         match &fetched {
             Ok(_) => self.eager_whole.increment(1),
             Err(error) => self.eager.refused(error.kind()),
@@ -106,7 +107,7 @@ impl Hydrate {
         &self,
         reference: &str,
         query: Option<&str>,
-        headers: &HeaderMap,
+        (headers, trace): (&HeaderMap, &Trace),
     ) -> Result<Response, Error> {
         let reference = Reference::decode(reference)?;
         let fields = slim::fields_of(query.unwrap_or(""))?;
@@ -128,7 +129,7 @@ impl Hydrate {
             // The digest names the bytes, so nothing needs to be fetched to know that they are the same.
             return unchanged();
         }
-        let whole = self.fetch(&reference).await?;
+        let whole = self.fetch(&reference, trace).await?;
         match fields {
             // It asks whether there is any such claim (RFC 9110 section 13.1.2), which only now is known.
             None if asked(&|line| line.trim() == "*") => unchanged(),
@@ -144,7 +145,7 @@ impl Hydrate {
         }
     }
 
-    async fn fetch(&self, reference: &Reference) -> Result<Bytes, Error> {
+    async fn fetch(&self, reference: &Reference, trace: &Trace) -> Result<Bytes, Error> {
         if reference.size > self.max as u64 {
             let detail = format!(
                 "the claim has {} bytes, over `limits.claim` of {}",
@@ -173,7 +174,8 @@ impl Hydrate {
         let endpoints = in_order(&upstream, &reference.instance);
         for (asked, endpoint) in endpoints.iter().enumerate() {
             let limits = Limits::shared(deadline, endpoints.len() - asked);
-            match self.ask(&upstream, endpoint, reference, limits).await {
+            let to = (&*upstream, endpoint);
+            match self.ask(to, (reference, trace), limits).await {
                 Ok(body) => return verified(body, reference),
                 // Another replica's claim, or a replica that is away: the next one may have it.
                 Err(error) => last = Some(worse(last, error)),
@@ -197,9 +199,8 @@ impl Hydrate {
 
     async fn ask(
         &self,
-        upstream: &Upstream,
-        endpoint: &Arc<Endpoint>,
-        reference: &Reference,
+        (upstream, endpoint): (&Upstream, &Arc<Endpoint>),
+        (reference, trace): (&Reference, &Trace),
         limits: Limits,
     ) -> Result<Bytes, Error> {
         let mut request = Request::new(Body::empty());
@@ -210,6 +211,9 @@ impl Hydrate {
         if let Ok(host) = HeaderValue::from_str(&reference.origin) {
             request.headers_mut().insert(HOST, host);
         }
+        // So that the log of the sidecar that keeps the claim names the same trace.
+        let headers = request.headers_mut();
+        headers.insert(TRACEPARENT, trace.header());
         let mut connection = upstream
             .connection(endpoint, (Version::One, false), limits.connect()?)
             .await?;

@@ -17,7 +17,7 @@ use crate::error::{Error, Kind};
 use crate::kafka::producer::{Outgoing, Producer, PublishError};
 use crate::kafka::record::Header;
 use crate::messages::keys::{Promised, Proof};
-use crate::messages::{Event, What};
+use crate::messages::{Event, Origin, What};
 use crate::spool::{Entry, Promise, Refused, Unkept};
 
 /// When a caller may come back after a full spool or a failed disk.
@@ -50,6 +50,7 @@ pub(super) struct Drafted {
     pub(super) time: SystemTime,
     pub(super) proof: Option<Proof>,
     pub(super) route: Arc<str>,
+    pub(super) origin: Origin,
     pub(super) key: Option<Bytes>,
     pub(super) headers: Vec<Header>,
     pub(super) value: Bytes,
@@ -76,7 +77,8 @@ async fn by_broker(sender: &Sender, way: &Way, drafted: Drafted) -> Result<Promi
     let deadline = Instant::now() + way.timeout;
     let ack = sender.producer.publish(outgoing, deadline).await?;
     let timelines = &sender.timelines;
-    timelines.record(drafted.id, Event::at(drafted.time, What::Accepted));
+    let accepted = Event::at(drafted.time, What::Accepted).origin(drafted.origin);
+    timelines.record(drafted.id, accepted);
     let replicated = Event::now(What::Replicated).place(ack.partition, ack.offset);
     timelines.record(drafted.id, replicated);
     Ok(Promised::Replicated(ack.partition, ack.offset))
@@ -86,15 +88,14 @@ async fn by_broker(sender: &Sender, way: &Way, drafted: Drafted) -> Result<Promi
 struct Begun<'a> {
     sender: &'a Sender,
     id: Uuid,
-    time: SystemTime,
+    accepted: Event,
     in_log: bool,
 }
 
 impl Drop for Begun<'_> {
     fn drop(&mut self) {
         if self.in_log {
-            let accepted = Event::at(self.time, What::Accepted);
-            self.sender.timelines.record(self.id, accepted);
+            self.sender.timelines.record(self.id, self.accepted);
         }
     }
 }
@@ -134,7 +135,7 @@ async fn by_spool(
     let mut begun = Begun {
         sender,
         id,
-        time: drafted.time,
+        accepted: Event::at(drafted.time, What::Accepted).origin(drafted.origin),
         in_log: true,
     };
     let kept = if at_once {

@@ -147,7 +147,7 @@ impl Receipts {
             return;
         }
         let Some(topic) = self.topic(service) else {
-            tracing::debug!(id = %record.id, service, "no topic for its replies");
+            tracing::debug!(id = %record.id, service, trace = record.traceparent, "no topic for its replies");
             return;
         };
         let receipt = Receipt {

@@ -2,6 +2,7 @@
 
 pub mod accepted;
 pub mod answered;
+pub mod events;
 pub mod headers;
 pub mod peers;
 pub mod rescue;

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use super::peers;
+use super::events;
 use crate::service::{Permit, Response};
 
 /// How often a comment is sent while nothing happens, so that both sides notice when the other is gone.
@@ -48,7 +48,7 @@ where
     T: Send + Sync + 'static,
     F: Fn(u64) -> Page + Send + 'static,
 {
-    let (sender, response) = peers::events();
+    let (sender, response) = events::answer();
     crate::lifecycle::spawn(
         &tokio::runtime::Handle::current(),
         "results",

@@ -102,6 +102,10 @@ names! {
     PANICS = "wayside_panics_total", "panics caught; each is a defect";
     /// No label.
     LOG_DROPPED = "wayside_log_lines_dropped_total", "log lines dropped because the queue was full";
+    /// No label.
+    SPANS_EXPORTED = "wayside_spans_exported_total", "spans that the collector took";
+    /// Label: `reason` (`queue-full`, `unreachable`, `refused`).
+    SPANS_DROPPED = "wayside_spans_dropped_total", "spans that the collector did not get";
     /// Label: `version`; always 1.
     BUILD = "wayside_build_info", "the running version";
 }

@@ -179,6 +179,8 @@ async fn any_client_can_read_the_record() {
     let reply = post("billing", "/invoices/7?dry=1&x=%41")
         .header("content-type", "application/octet-stream")
         .header("traceparent", PARENT)
+        .header("tracestate", "rojo=00f067aa0ba902b7")
+        .header("tracestate", "congo=t61rcWkgMzE")
         .header("x-call", "a")
         .header("x-call", "b")
         .body(body.clone())
@@ -201,7 +203,8 @@ async fn any_client_can_read_the_record() {
     let time = record.header("ce_time").expect("a time");
     assert!(humantime::parse_rfc3339(&time).is_ok(), "{time}");
     let parent = record.header("traceparent").expect("a trace");
-    assert_eq!(parent[..36], PARENT[..36], "the trace goes on");
+    assert_eq!(parent, PARENT, "the trace goes on, its flag too");
+    is("tracestate", "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE");
     let calls: Vec<_> = record
         .headers
         .iter()
@@ -214,9 +217,41 @@ async fn any_client_can_read_the_record() {
         .map(|(name, _)| name.as_str())
         .collect();
     assert!(
-        !names.contains("http-host") && !names.contains("http-content-length"),
+        ["http-host", "http-content-length", "http-tracestate"]
+            .iter()
+            .all(|name| !names.contains(name)),
         "{names:?}"
     );
+}
+
+#[tokio::test]
+async fn what_vendors_say_of_a_trace_does_not_outlive_it() {
+    let topic = broker::topic("traced", 1);
+    let sidecar = publishing(&topic, "").await;
+    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let long = format!("a={},b={}", "x".repeat(255), "x".repeat(256));
+    for (parent, state) in [
+        ("00-no-trace-01", "congo=t61rcWkgMzE"),
+        (PARENT, "no member"),
+        (PARENT, "a=b,a=c"),
+        (PARENT, &long),
+    ] {
+        let call = post("billing", "/")
+            .header("traceparent", parent)
+            .header("tracestate", state)
+            .body("x");
+        assert_eq!(call.send(sidecar.outbound()).await.status, 202);
+    }
+    // No trace came, so whatever this is, it is not about the one that begins here.
+    let call = post("billing", "/")
+        .header("tracestate", "congo=stray")
+        .body("x");
+    assert_eq!(call.send(sidecar.outbound()).await.status, 202);
+    for record in records(&topic, 5).await {
+        assert!(record.header("traceparent").is_some());
+        assert_eq!(record.header("tracestate"), None);
+        assert_eq!(record.header("http-tracestate"), None);
+    }
 }
 
 #[tokio::test]

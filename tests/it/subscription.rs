@@ -10,12 +10,12 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use crate::publish::publishing;
 use crate::support::app::{Answer, App, Seen};
 use crate::support::broker::{self, Written, plain};
 use crate::support::client::{Outgoing, get, post};
 use crate::support::eventually::eventually;
 use crate::support::sidecar::Sidecar;
-use crate::support::topic;
 
 /// Longer than joining a group and a few retries take.
 pub(super) const LONG: Duration = Duration::from_secs(14);
@@ -109,17 +109,8 @@ async fn a_published_call_arrives_as_it_was_made_and_both_sides_can_tell_its_sto
         &[format!("topic: {topic}, group: {group}, {FAST}")],
     )
     .await;
-    let sender = Sidecar::start(&format!(
-        "
-service: orders
-outbound:
-  listen: 127.0.0.1:0
-  routes: [ {{ name: all, match: {{ host: billing }}, publish: {{ topic: {topic} }} }} ]
-kafka: {{ brokers: [\"{}\"] }}
-",
-        broker::address()
-    ))
-    .await;
+    let sender = publishing(&topic, "").await;
+    const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let body: Vec<u8> = (0..=255).collect();
     let reply = Outgoing::new(
         http::Method::PUT,
@@ -131,6 +122,8 @@ kafka: {{ brokers: [\"{}\"] }}
     .header("x-call", "a")
     .header("x-call", "b")
     .header("authorization", "Bearer secret")
+    .header("traceparent", PARENT)
+    .header("tracestate", "congo=t61rcWkgMzE")
     .body(body.clone())
     .send(sender.outbound())
     .await;
@@ -158,11 +151,10 @@ kafka: {{ brokers: [\"{}\"] }}
         );
         assert_eq!(seen.header("wayside-claim"), None);
     }
-    let record = topic::read(&broker::address(), &topic, 1).await.remove(0);
-    assert_eq!(
-        seen[0].header("traceparent"),
-        record.header("traceparent").as_deref()
-    );
+    for seen in &seen {
+        assert_eq!(seen.header("traceparent"), Some(PARENT));
+        assert_eq!(seen.header("tracestate"), Some("congo=t61rcWkgMzE"));
+    }
     ended(&receiver, &topic, "done", 1).await;
 
     let mine = shown(&receiver, &id).await;
@@ -171,6 +163,12 @@ kafka: {{ brokers: [\"{}\"] }}
         (&"done".into(), &204.into())
     );
     assert_eq!(what(&mine), ["delivered", "delivered", "done"]);
+    assert_eq!(mine["topic"], topic);
+    let sent = shown(&sender, &id).await;
+    assert_eq!(
+        (&sent["route"], &sent["topic"]),
+        (&"all".into(), &topic.into())
+    );
     assert!(sender.stop().await && receiver.stop().await);
 }
 

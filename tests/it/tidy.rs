@@ -27,7 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("messages", &[]),
     ("spool", &[]),
     ("reply", &[]),
-    ("admin", &["route", "reply"]),
+    ("admin", &["messages", "route", "reply"]),
     ("config", &[]),
     ("telemetry", &[]),
     ("lifecycle", &[]),
@@ -208,6 +208,28 @@ fn nothing_is_left_for_later_and_no_test_waits_blindly() {
             path.display()
         );
     }
+}
+
+#[test]
+fn a_log_line_that_names_a_message_names_its_trace() {
+    let mut found = 0;
+    for (path, text) in sources("src") {
+        for level in ["debug", "info", "warn", "error"] {
+            let begins = format!("tracing::{level}!(");
+            let lines = product(&text).split(&begins).skip(1);
+            // The fields stand before the message.
+            for fields in lines.filter_map(|line| line.split('"').next()) {
+                if fields.starts_with("%id,") || fields.trim_start().starts_with("id = ") {
+                    found += 1;
+                    assert!(fields.contains("trace"), "{}: {fields}", path.display());
+                }
+            }
+        }
+    }
+    assert!(
+        found >= 10,
+        "only {found} lines name a message: have they changed their form?"
+    );
 }
 
 #[test]

@@ -6,6 +6,7 @@ pub(crate) mod app;
 pub(crate) mod authority;
 pub(crate) mod broker;
 pub(crate) mod client;
+pub(crate) mod collector;
 pub(crate) mod dns;
 pub(crate) mod eventually;
 pub(crate) mod http2;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use wayside::app::{Addresses, Sidecar as Running, Surroundings};
 use wayside::config;
+use wayside::telemetry::metrics::Metrics;
 
 /// A running sidecar; [`Sidecar::stop`] drains it.
 pub(crate) struct Sidecar {
@@ -89,6 +90,11 @@ impl Sidecar {
         series
             .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
             .sum()
+    }
+
+    /// Its counts, also for after its end.
+    pub(crate) fn metrics(&self) -> Metrics {
+        self.running.metrics.clone()
     }
 
     /// Drains it and says whether everything ended in time.

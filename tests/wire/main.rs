@@ -1,4 +1,5 @@
-//! The protocols against peers that we did not write: h2spec, gRPC's interop client and server, a WebSocket library, curl.
+//! The protocols against peers that we did not write: h2spec, gRPC's interop client and server, a WebSocket library,
+//! OpenTelemetry in Python, curl.
 //!
 //! Without Go, Python or curl the tests that need them say so in one line and pass; with `CI` set that is a failure.
 //! `tests/README.md` tells how to run one.
@@ -34,4 +35,5 @@ mod tools;
 mod curl;
 mod grpc;
 mod h2spec;
+mod otlp;
 mod websocket;

@@ -45,7 +45,7 @@ pub(crate) async fn python() -> Option<&'static Path> {
     static FOUND: OnceCell<Found> = OnceCell::const_new();
     static SAID: Once = Once::new();
     let found = FOUND.get_or_init(async || fetch()).await;
-    or_say(found, "WebSockets", &SAID)
+    or_say(found, "WebSockets and OpenTelemetry", &SAID)
 }
 
 /// curl, where it is there and speaks HTTP/2.
@@ -128,7 +128,7 @@ fn fetch() -> Found {
     if is_current(&into, &mark) {
         return Ok(into);
     }
-    announce("wire: fetching Python's websockets by pip, once");
+    announce("wire: fetching Python's websockets and opentelemetry-proto by pip, once");
     let mut command = Command::new("python3");
     command.args(["-m", "pip", "install", "--quiet", "--upgrade"]);
     command.arg("--target").arg(&into);

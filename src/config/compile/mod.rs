@@ -15,6 +15,7 @@ mod services;
 mod slim;
 mod spool;
 mod subscriptions;
+mod telemetry;
 mod tls;
 mod validation;
 
@@ -85,6 +86,7 @@ pub(super) fn config(root: &Node, source: Source<'_>) -> Option<Config> {
     let drain = process::drain(&file);
     let limits = process::limits(&file);
     let dns = process::dns(&file);
+    let telemetry = telemetry::telemetry(&file);
     needed_sections(&file);
     claims_are_reached(&file);
     let config = Config {
@@ -104,6 +106,7 @@ pub(super) fn config(root: &Node, source: Source<'_>) -> Option<Config> {
         admin: admin?,
         drain: drain?,
         limits: limits?,
+        telemetry: telemetry?,
     };
     doors::check(&file, &config);
     Some(config)

@@ -6,6 +6,7 @@
 mod forward;
 mod schema;
 mod service;
+mod telemetry;
 
 pub use forward::{Backoff, ENDLESS, Forward, PathRewrite, Piece, Retry, Rewrite, Timeouts};
 pub use schema::{MediaRange, Schema};
@@ -13,6 +14,7 @@ pub use service::{
     Balance, Ejection, HashOf, Health, Limit, PeerName, Protocol, Rate, Service, ServiceTls,
     TlsFiles, TlsIndex,
 };
+pub use telemetry::{Otlp, Share, Telemetry};
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -59,6 +61,8 @@ pub struct Config {
     pub drain: Duration,
     /// Process-wide limits.
     pub limits: Limits,
+    /// Which calls are recorded as spans; without it none, at no cost.
+    pub telemetry: Option<Telemetry>,
 }
 
 /// `host:port`, where host is a name or an IP address (IPv6 in brackets in its text form).

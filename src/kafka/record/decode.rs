@@ -11,10 +11,11 @@ use uuid::Uuid;
 use super::{
     CALL_PREFIX, CE_ID, CE_SOURCE, CE_TIME, CLAIM, CLAIM_DIGEST, CLAIM_EXPIRES, CLAIM_FIELDS,
     CLAIM_SIZE, CONTENT_TYPE, ClaimRef, HOST, METHOD, ORIGIN, REPLY_BY, REPLY_FROM,
-    REPLY_PARTITION, RESTORED_BYTES_MAX, RESTORED_MAX, Reply, TARGET, TRACEPARENT, TRACK,
-    bound_to_connection, parse_digest, speaks_for_caller,
+    REPLY_PARTITION, RESTORED_BYTES_MAX, RESTORED_MAX, Reply, TARGET, TRACEPARENT, TRACESTATE,
+    TRACK, bound_to_connection, parse_digest, speaks_for_caller,
 };
 use crate::config::model::Track;
+use crate::telemetry::tracestate;
 
 /// Longer reference texts are not ours.
 const CLAIM_ID_MAX: usize = 1024;
@@ -57,6 +58,8 @@ pub struct Decoded {
     pub content_type: Option<HeaderValue>,
     /// The trace, if it is well-formed.
     pub traceparent: Option<String>,
+    /// What vendors say of the trace, if that is well-formed and the trace is there.
+    pub tracestate: Option<String>,
     /// Where the whole body is.
     pub claim: Claim,
     /// What its origin wants to be told.
@@ -125,6 +128,7 @@ struct Partial {
     headers: HeaderMap,
     content_type: Option<HeaderValue>,
     traceparent: Option<String>,
+    tracestate: Option<String>,
     time: Option<SystemTime>,
     ignored: usize,
 }
@@ -161,6 +165,7 @@ impl<'a> Reader<'a> {
             HOST => set(&mut out.host, text.and_then(host)),
             ORIGIN => set(&mut out.origin, text.and_then(origin)),
             TRACEPARENT => set(&mut out.traceparent, text.and_then(traceparent)),
+            TRACESTATE => set(&mut out.tracestate, text.and_then(state)),
             _ if name.eq_ignore_ascii_case(CONTENT_TYPE) => {
                 set(&mut out.content_type, HeaderValue::from_bytes(value).ok())
             }
@@ -240,6 +245,7 @@ impl<'a> Reader<'a> {
         } = self.out;
         let Partial {
             traceparent,
+            tracestate,
             time,
             ignored,
             ..
@@ -252,6 +258,7 @@ impl<'a> Reader<'a> {
             origin,
             headers,
             content_type,
+            tracestate: tracestate.filter(|_| traceparent.is_some()),
             traceparent,
             claim,
             reply,
@@ -330,6 +337,10 @@ fn traceparent(text: &str) -> Option<String> {
     let zeros = |id: &str| id.bytes().all(|byte| byte == b'0');
     let valid = version != "ff" && !zeros(trace) && !zeros(parent) && parts.next().is_none();
     valid.then(|| text.to_owned())
+}
+
+fn state(text: &str) -> Option<String> {
+    tracestate::is_valid(text).then(|| text.to_owned())
 }
 
 fn claim_id(text: &str) -> Option<String> {

@@ -36,6 +36,8 @@ pub const CE_TIME: &str = "ce_time";
 pub const CONTENT_TYPE: &str = "content-type";
 /// The trace, W3C Trace Context.
 pub const TRACEPARENT: &str = "traceparent";
+/// What vendors say of the trace, W3C Trace Context.
+pub const TRACESTATE: &str = "tracestate";
 /// The call's method.
 pub const METHOD: &str = "wayside-method";
 /// The call's path and query.
@@ -78,6 +80,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     (HOST, "if the call had one"),
     (CONTENT_TYPE, "if the call had one"),
     (TRACEPARENT, "if the call is traced"),
+    (TRACESTATE, "if the call came with one"),
     (CLAIM, "if the body is slim"),
     (CLAIM_FIELDS, "if the body is slim"),
     (CLAIM_DIGEST, "if the body is slim"),
@@ -121,6 +124,8 @@ pub struct Message {
     pub content_type: Option<HeaderValue>,
     /// The trace, W3C Trace Context.
     pub traceparent: Option<String>,
+    /// What vendors say of it, well-formed; see [`tracestate`](crate::telemetry::tracestate).
+    pub tracestate: Option<String>,
     /// Present when the record's value is a slim body.
     pub claim: Option<ClaimRef>,
     /// Present when its receivers are to report back.
@@ -193,6 +198,9 @@ pub fn encode(message: &Message) -> Vec<Header> {
     }
     if let Some(traceparent) = &message.traceparent {
         writer.put(TRACEPARENT, &[traceparent.as_bytes()]);
+    }
+    if let Some(tracestate) = &message.tracestate {
+        writer.put(TRACESTATE, &[tracestate.as_bytes()]);
     }
     if let Some(claim) = &message.claim {
         writer.put(CLAIM, &[claim.id.as_bytes()]);
@@ -286,6 +294,7 @@ fn bound_to_connection(name: &HeaderName) -> bool {
                 | "proxy-connection"
                 | "te"
                 | "traceparent"
+                | "tracestate"
                 | "trailer"
                 | "transfer-encoding"
                 | "upgrade"
@@ -318,7 +327,6 @@ const COMMON: &[(&str, &str)] = &[
     ("idempotency-key", "http-idempotency-key"),
     ("origin", "http-origin"),
     ("referer", "http-referer"),
-    ("tracestate", "http-tracestate"),
     ("user-agent", "http-user-agent"),
     ("x-request-id", "http-x-request-id"),
 ];

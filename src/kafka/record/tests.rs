@@ -29,6 +29,7 @@ fn message() -> Message {
         headers,
         content_type: Some(HeaderValue::from_static("application/json")),
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
+        tracestate: Some("rojo=00f067aa0ba902b7,congo=t61rcWkgMzE".into()),
         claim: Some(ClaimRef {
             id: "c1.signed".into(),
             fields: vec!["/lines".into(), "/a,b/c d".into()],
@@ -65,13 +66,36 @@ fn a_call_comes_back_as_it_was() {
     );
     assert_eq!((read.host, read.headers), (message.host, message.headers));
     assert_eq!(
-        (read.content_type, read.traceparent),
-        (message.content_type, message.traceparent)
+        (read.content_type, read.traceparent, read.tracestate),
+        (
+            message.content_type,
+            message.traceparent,
+            message.tracestate
+        )
     );
     assert_eq!(read.claim, Claim::Kept(message.claim.unwrap()));
     assert_eq!(read.reply, message.reply);
     assert_eq!(read.origin, Some(("orders".into(), "orders-7f".into())));
     assert_eq!(read.time, Some(message.time));
+}
+
+#[test]
+fn what_vendors_say_of_a_trace_needs_the_trace_and_the_right_form() {
+    let parent = (
+        TRACEPARENT,
+        &b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"[..],
+    );
+    let state = (TRACESTATE, &b"congo=t61rcWkgMzE"[..]);
+    assert_eq!(
+        read(&[state, parent]).tracestate.as_deref(),
+        Some("congo=t61rcWkgMzE")
+    );
+    assert_eq!(read(&[state]).tracestate, None);
+    let malformed = read(&[parent, (TRACESTATE, b"congo")]);
+    assert_eq!((malformed.tracestate, malformed.ignored), (None, 1));
+    let as_a_header_of_the_call = read(&[parent, ("http-tracestate", b"congo=forged")]);
+    assert_eq!(as_a_header_of_the_call.tracestate, None);
+    assert!(as_a_header_of_the_call.headers.is_empty());
 }
 
 #[test]

@@ -120,6 +120,7 @@ impl Forward {
         loop {
             let wait = {
                 let tried = trip.attempt(timer.as_mut()).await;
+                trip.over(&tried);
                 let Some(failure) = trip.failure(&tried) else {
                     return self.relay(tried?, trip.way);
                 };

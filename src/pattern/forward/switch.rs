@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::header::{CONNECTION, UPGRADE};
-use http::{HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until};
@@ -85,6 +85,12 @@ pub(super) fn wanted(request: &Request) -> Option<Wanted> {
     hop::upgrade(request).map(Wanted::Protocol)
 }
 
+/// Names the protocol to switch to.
+fn name(headers: &mut HeaderMap, token: HeaderValue) {
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, token);
+}
+
 impl Forward {
     /// Carries the request of a switch. It is tried like any other until it was sent, and never after.
     pub(super) async fn switch(
@@ -123,6 +129,8 @@ impl Forward {
                 return Err(Error::new(Kind::Unreachable, detail));
             };
             tried.push(endpoint.address);
+            way.call
+                .try_begins((&way.upstream.name, endpoint.address), 0);
             let wait = Wait::new(Instant::now(), self.timeouts.connect, way.deadline);
             let made = way
                 .upstream
@@ -130,29 +138,33 @@ impl Forward {
                 .await;
             let mut connection = match made {
                 Ok(connection) => connection,
-                Err(_) if way.upstream.has_untried(&tried) => continue,
-                Err(error) => return Err(error),
+                Err(error) => {
+                    way.call.try_ends(Err(&error));
+                    match way.upstream.has_untried(&tried) {
+                        true => continue,
+                        false => return Err(error),
+                    }
+                }
             };
             let open = Open::at(&endpoint, Instant::now());
             source.leave()?;
+            way.call.try_leaves();
             let request = &mut way.call.request;
-            request
-                .headers_mut()
-                .insert(CONNECTION, HeaderValue::from_static("upgrade"));
-            request.headers_mut().insert(UPGRADE, token.clone());
+            name(request.headers_mut(), token.clone());
             let by = way.deadline.min(Instant::now() + self.timeouts.head);
             let sent = {
                 let sending = pin!(connection.send(request));
                 within(pin!(sleep_until(by)), by, sending).await
             };
-            match sent {
-                Some(Ok(response)) => break (response, connection, open),
-                Some(Err(failed)) => return Err(failed.error),
+            let sent = match sent {
+                Some(sent) => sent.map_err(|failed| failed.error),
                 None => {
                     let detail = format!("{} did not answer in time", way.upstream.name);
-                    return Err(Error::new(Kind::Deadline, detail).retry(Retry::NoAnswer));
+                    Err(Error::new(Kind::Deadline, detail).retry(Retry::NoAnswer))
                 }
-            }
+            };
+            way.call.try_ends(sent.as_ref().map(http::Response::status));
+            break (sent?, connection, open);
         };
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             // An ordinary answer: the service does not want to.
@@ -175,9 +187,7 @@ impl Forward {
         hop::clean_response(&mut head.headers, head.status)?;
         // Last: what is left there is joined to the caller's connection, which only a 101 allows.
         self.leave(crossing, Box::new(TokioIo::new(upgraded)), open, way);
-        head.headers
-            .insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        head.headers.insert(UPGRADE, theirs.unwrap_or(token));
+        name(&mut head.headers, theirs.unwrap_or(token));
         Ok(Response::from_parts(head, Body::empty()))
     }
 

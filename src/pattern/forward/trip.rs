@@ -89,6 +89,9 @@ impl<'a> Trip<'a> {
             return Err(Error::new(Kind::Unreachable, detail).retry(error::Retry::NeverSent));
         };
         self.tried.push(endpoint.address);
+        self.way
+            .call
+            .try_begins((&upstream.name, endpoint.address), self.sent);
         let wait = Wait::new(begun, rule.timeouts.connect, limit);
         let once = !self.idempotent;
         let mut connection = upstream
@@ -157,6 +160,7 @@ impl<'a> Trip<'a> {
         }
         self.source.leave()?;
         deadline::tell(call.request.headers_mut(), call.grpc, now, *deadline);
+        call.try_leaves();
         Ok(())
     }
 
@@ -228,6 +232,7 @@ impl<'a> Trip<'a> {
     fn testify(&self, connection: &Connection, error: &Error) {
         let evidence = connection.evidence();
         tracing::warn!(
+            id = self.way.call.message.map(tracing::field::display),
             service = self.way.upstream.name,
             address = %connection.endpoint().address,
             reused = evidence.idle.is_some(),
@@ -235,6 +240,7 @@ impl<'a> Trip<'a> {
             bytes_written = evidence.written,
             bytes_read = evidence.read,
             %error,
+            trace = self.way.call.trace.id(),
             "a try got no answer"
         );
     }
@@ -282,6 +288,12 @@ impl<'a> Trip<'a> {
                 .upstream
                 .answered(endpoint, answer.took, answer.came, well);
         }
+    }
+
+    /// Ends the span of a try.
+    pub(super) fn over(&mut self, tried: &Result<Answer, Error>) {
+        let ended = tried.as_ref().map(|answer| answer.response.status());
+        self.way.call.try_ends(ended);
     }
 
     /// Whether a try failed, and how; `None` for an answer that is passed on.

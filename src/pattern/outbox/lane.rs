@@ -388,7 +388,8 @@ impl Lane {
         }
         if settled.aside {
             let id = settled.id.unwrap_or_default();
-            self.aside.insert(seq, (now + ASIDE, id));
+            // At once: whoever tries it again tells of it.
+            self.aside.insert(seq, (now, id));
         }
         if said == Said::TooLarge && flight_is_over {
             // It was this one, so the others may go together again.

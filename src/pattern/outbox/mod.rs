@@ -18,11 +18,13 @@ use tokio::time::Instant;
 use self::lane::{Lane, Said, Settled};
 use crate::error::{Error, Kind};
 use crate::kafka::producer::{self, Outgoing, Producer, PublishError, Reports};
+use crate::kafka::record;
 use crate::lifecycle::crash;
 use crate::messages::{Event, Timelines, What};
 use crate::spool::{Ack, Entry, Opened, Place, Reader, Sink, Spool, TopicLeft, Written};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::names;
+use crate::telemetry::trace::Trace;
 
 /// Bytes read back at a time.
 const READ_BYTES: usize = 512 << 10;
@@ -318,7 +320,10 @@ impl Shared {
             seq,
         };
         let tag = self.lock().tag(place);
-        tracing::warn!(id = %entry.id, topic = &*entry.topic, "a message that was too large for its topic is tried again");
+        tracing::error!(
+            id = %entry.id, topic = &*entry.topic, trace = trace(&entry),
+            "a message in the spool is too large for its topic; it waits aside and is tried again each minute"
+        );
         self.offer(&entry, place, tag);
     }
 
@@ -362,10 +367,6 @@ impl Shared {
                 reason = kind.word(),
                 "the broker refuses the topic; what is owed to it waits in the spool"
             );
-        }
-        if settled.aside {
-            let id = settled.id.unwrap_or_default();
-            tracing::error!(%id, topic = name, "a message in the spool is too large for its topic; it is put aside until the topic takes it");
         }
         if settled.over {
             let (partition, offset) = match said {
@@ -453,6 +454,14 @@ fn said(outcome: producer::Outcome) -> Said {
             | PublishError::Fatal,
         ) => Said::Again,
     }
+}
+
+/// The trace id in a record's headers.
+fn trace(entry: &Entry) -> Option<String> {
+    let mut headers = entry.headers.iter();
+    let (_, value) = headers.find(|(name, _)| name == record::TRACEPARENT)?;
+    let trace = Trace::parse(std::str::from_utf8(value).ok()?)?;
+    Some(trace.id().to_owned())
 }
 
 fn outgoing(entry: &Entry) -> Outgoing<'_> {

@@ -2,19 +2,26 @@
 //!
 //! With a `slim` rule the same code makes an event: the whole body is kept as a claim before the record is sent, so that
 //! no record names a body that is not there.
+//!
+//! * `identity`: a call's idempotency key
+//! * `answering`: the 202, or the receiver's own answer to a caller that waits
+
+mod answering;
+mod identity;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST, HeaderName};
+use http::header::{CONTENT_TYPE, HOST};
 use http::request;
 use http_body::Body as _;
 use metrics::{Counter, Histogram};
-use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
+use self::answering::Published;
+use self::identity::Key;
 use super::answers::Answers;
 use super::outbox::Outbox;
 use super::prefer;
@@ -28,20 +35,16 @@ use crate::config::model::{ClaimIndex, HeaderRule, Publish as Rule, Survives, Tr
 use crate::error::{Error, Kind};
 use crate::kafka::producer::{Producer, PublishError};
 use crate::kafka::record::{self, ClaimRef, Message};
-use crate::messages::keys::{Begun, Keys, Promised, Proof, Using};
-use crate::messages::{Outcome, Timelines, What};
-use crate::reply::accepted::{self, Accepted, ClaimKept, SpoolKept};
-use crate::reply::answered::{self, Answered};
-use crate::service::{Call, Permit, Response};
+use crate::messages::keys::{Keys, Promised};
+use crate::messages::{Origin, Timelines};
+use crate::service::{Call, Response};
 use crate::telemetry::metrics::{Metrics, Outcomes};
-use crate::telemetry::names;
+use crate::telemetry::spans::Open;
+use crate::telemetry::trace::Trace;
+use crate::telemetry::{names, tracestate};
 
 /// How long a caller may take to send the body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Names a call so that it is accepted once.
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-const IDEMPOTENCY_KEY_MAX: usize = 255;
 
 /// What all publishing routes of a sidecar share.
 pub struct Sender {
@@ -77,6 +80,8 @@ pub struct Publish {
     sender: Arc<Sender>,
     refusals: Refusals,
     meters: Meters,
+    /// For the timelines of its messages.
+    origin: Origin,
 }
 
 struct Meters {
@@ -91,16 +96,6 @@ struct Meters {
     too_late: Counter,
 }
 
-/// A message that is promised.
-struct Published {
-    id: Uuid,
-    accepted: Accepted,
-    /// How long its caller would wait for the result.
-    wait: Option<Duration>,
-    /// The caller's place among the calls in flight, until it has its answer.
-    permit: Option<Permit>,
-}
-
 /// The record of one call, before its headers are written.
 struct Draft {
     key: Option<Bytes>,
@@ -109,18 +104,11 @@ struct Draft {
     saved: usize,
 }
 
-/// What a call's idempotency key comes to.
-enum Key<'a> {
-    /// It is the first with that key.
-    New(Uuid, Proof, Using<'a>),
-    /// Its message is there already.
-    Used(Uuid, Promised),
-}
-
 /// What a message has from its first moment.
 struct Birth<'a> {
     id: Uuid,
     traceparent: Option<&'a str>,
+    tracestate: Option<String>,
     time: SystemTime,
 }
 
@@ -157,6 +145,7 @@ impl Publish {
                 .map(|slim| (slim.claim, survives.unwrap_or(Survives::Pod))),
             track: rule.track,
             reply_from: rule.reply_from.clone(),
+            origin: sender.timelines.origin(Some(route), &rule.topic),
             sender: Arc::clone(sender),
             refusals: Refusals::default(),
             meters: Meters {
@@ -187,40 +176,12 @@ impl Publish {
         Ok(self.answer(published?).await)
     }
 
-    /// The receiver's real answer if the caller waits for it and it comes in time, else the 202.
-    async fn answer(&self, published: Published) -> Response {
-        let Published {
-            id,
-            mut accepted,
-            wait,
-            permit: _until_the_end,
-        } = published;
-        let (Some(wait), Some(answers)) = (wait, &self.sender.answers) else {
-            return accepted::respond(&accepted);
-        };
-        let outcome = answers.wait(id, wait).await;
-        if let Some(outcome) = &outcome {
-            accepted.status = outcome.what.status().word();
-        }
-        let answer = outcome.as_deref().and_then(real);
-        let meter = match (&outcome, &answer) {
-            (_, Some(_)) => &self.meters.answered,
-            (Some(_), None) => &self.meters.without_answer,
-            (None, None) => &self.meters.too_late,
-        };
-        meter.increment(1);
-        let mut response = match answer {
-            Some(answer) => answered::respond(answer, &accepted.id),
-            None => accepted::respond(&accepted),
-        };
-        answered::applied(&mut response, wait);
-        response
-    }
-
     async fn publish(&self, call: Box<Call>) -> Result<Published, Error> {
         let Call {
             request,
             trace,
+            traced,
+            spans,
             permit,
             ..
         } = *call;
@@ -245,9 +206,13 @@ impl Publish {
             }
         };
         let draft = self.draft(&head, body).await?;
+        let span = spans.map(|spans| spans.sending(&trace, &self.way.topic, id));
+        let own = span.as_ref().and_then(Open::trace);
+        let trace = own.cloned().unwrap_or(trace);
         let birth = Birth {
             id,
             traceparent: Some(trace.text()),
+            tracestate: traced.then(|| tracestate::of(&head.headers)).flatten(),
             time,
         };
         let mut message = self.message(&head, birth, &draft);
@@ -258,6 +223,7 @@ impl Publish {
             time,
             proof,
             route: Arc::clone(&self.route),
+            origin: self.origin,
             key: draft.key.clone(),
             headers: record::encode(&message),
             value: draft.value.clone(),
@@ -265,22 +231,14 @@ impl Publish {
         let sent = Instant::now();
         let promised = promise::keep(&self.sender, &self.way, drafted)
             .await
-            .inspect_err(|error| self.refusals.note(error, draft.value.len()))?;
+            .inspect_err(|error| self.refusals.note(error, draft.value.len()));
+        self.tell((id, &trace), span, &promised);
+        let promised = promised?;
         self.meters.seconds.record(sent.elapsed());
         self.meters.bytes.increment(draft.value.len() as u64);
         self.meters.slimmed.increment(draft.saved as u64);
         if let Some(using) = using {
             using.keep(promised);
-        }
-        match promised {
-            Promised::Replicated(partition, offset) => {
-                self.meters.replicated.increment(1);
-                tracing::debug!(%id, topic = &*self.way.topic, partition, offset, trace = trace.id(), "published");
-            }
-            Promised::Spooled => {
-                self.meters.spooled.increment(1);
-                tracing::debug!(%id, topic = &*self.way.topic, trace = trace.id(), "spooled");
-            }
         }
         Ok(Published {
             id,
@@ -290,32 +248,33 @@ impl Publish {
         })
     }
 
-    /// Looks up the call's idempotency key, if it has one. It is taken with its quotes where it has them
-    /// (draft-ietf-httpapi-idempotency-key-header).
-    fn idempotency(&self, head: &request::Parts, body: &Bytes) -> Result<Option<Key<'_>>, Error> {
-        let mut keys = head.headers.get_all(IDEMPOTENCY_KEY).iter();
-        let Some(key) = keys.next() else {
-            return Ok(None);
-        };
-        let key = key.as_bytes();
-        if keys.next().is_some() || key.is_empty() || key.len() > IDEMPOTENCY_KEY_MAX {
-            let detail =
-                format!("a call has one idempotency-key of 1 to {IDEMPOTENCY_KEY_MAX} bytes");
-            return Err(Error::new(Kind::BadRequest, detail));
-        }
-        let id = Keys::id(&self.sender.service, &self.route, key);
-        let proof = Sha256::digest(body).into();
-        match self.sender.keys.begin(id, proof) {
-            Begun::New(using) => Ok(Some(Key::New(id, proof, using))),
-            Begun::Same(promised) => Ok(Some(Key::Used(id, promised))),
-            Begun::InProgress => {
-                let detail = "the first call with this idempotency-key has no answer yet";
-                Err(Error::new(Kind::KeyInProgress, detail).after(Duration::from_secs(1)))
+    /// Tells the counters, the log and the trace what became of a message. One that nobody promised may be in its topic all
+    /// the same, and has its id there.
+    fn tell(
+        &self,
+        (id, trace): (Uuid, &Trace),
+        span: Option<Open>,
+        promised: &Result<Promised, Error>,
+    ) {
+        let (topic, trace) = (&*self.way.topic, trace.id());
+        let ended = match promised {
+            Ok(Promised::Replicated(partition, offset)) => {
+                self.meters.replicated.increment(1);
+                tracing::debug!(%id, topic, partition, offset, trace, "message published");
+                Ok(Some((*partition, *offset)))
             }
-            Begun::Other => Err(Error::new(
-                Kind::KeyReused,
-                "this idempotency-key was used with another body",
-            )),
+            Ok(Promised::Spooled) => {
+                self.meters.spooled.increment(1);
+                tracing::debug!(%id, topic, trace, "message spooled");
+                Ok(None)
+            }
+            Err(error) => {
+                tracing::warn!(%id, topic, %error, trace, "message not published");
+                Err(error.kind().word())
+            }
+        };
+        if let Some(span) = span {
+            span.sent(ended);
         }
     }
 
@@ -388,6 +347,7 @@ impl Publish {
             headers: record::travelling(&head.headers, &self.headers),
             content_type: head.headers.get(CONTENT_TYPE).cloned(),
             traceparent: birth.traceparent.map(str::to_owned),
+            tracestate: birth.tracestate,
             claim: draft.claim.as_ref().map(|(claim, cut)| ClaimRef {
                 id: claim.id.clone(),
                 fields: cut.clone(),
@@ -399,46 +359,4 @@ impl Publish {
             time: birth.time,
         }
     }
-
-    fn accepted(&self, id: Uuid, promised: Promised, claim: Option<&Claim>) -> Accepted {
-        let survives = self.claim.map_or(Survives::Pod, |(_, survives)| survives);
-        let place = match promised {
-            Promised::Replicated(partition, offset) => Some((partition, offset)),
-            Promised::Spooled => None,
-        };
-        let spool = self.sender.outbox.as_ref().filter(|_| place.is_none());
-        Accepted {
-            id: id.to_string(),
-            status: match promised {
-                Promised::Replicated(..) => "replicated",
-                Promised::Spooled => "spooled",
-            },
-            topic: self.way.topic.to_string(),
-            partition: place.map(|(partition, _)| partition),
-            offset: place.map(|(_, offset)| offset),
-            spool: spool.map(|(_, survives)| SpoolKept {
-                survives: *survives,
-            }),
-            claim: claim.map(|claim| ClaimKept {
-                survives,
-                size: claim.size,
-                expires: humantime::format_rfc3339_seconds(claim.expires).to_string(),
-            }),
-        }
-    }
-}
-
-/// The app's answer as a caller gets it; `None` if there is none, or only a part of one.
-fn real(outcome: &Outcome) -> Option<Answered> {
-    let answer = outcome.answer.as_ref()?;
-    Some(Answered {
-        status: answer.status,
-        headers: answer.headers.clone(),
-        body: answer.body.clone()?,
-        verdict: match outcome.what {
-            What::Dead => "dead-letter",
-            What::Dropped => "drop",
-            _ => "done",
-        },
-    })
 }
