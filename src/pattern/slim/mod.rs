@@ -12,6 +12,7 @@
 //! * Containers that are walked into may be nested 128 deep. All others are skipped without recursion, so their depth
 //!   costs no stack.
 
+mod scan;
 mod tree;
 mod walk;
 
@@ -111,7 +112,15 @@ impl Plan {
                 cut: None,
             });
         }
-        let mut walk = Walk::new(text_of(body)?, self.mode.unwrap_or(Mode::Drop));
+        let text = text_of(body)?;
+        if let (None, Some(rule @ KeyRule::Body(pointer))) = (self.mode, &self.key)
+            && let Some(found) = scan::key(text, &pointer.0)
+        {
+            let found = found.map(|text| body.slice_ref(text.as_bytes()));
+            let key = key::require(found, rule, self.missing)?;
+            return Ok(Slimmed { key, cut: None });
+        }
+        let mut walk = Walk::new(text, self.mode.unwrap_or(Mode::Drop));
         let emit = if self.mode.is_some() {
             Emit::Select
         } else {

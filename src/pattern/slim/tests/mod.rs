@@ -1,5 +1,7 @@
 //! Rows for each rule of slimming, and random documents against a plain implementation over values.
 
+mod scanned;
+
 use serde_json::{Value, json};
 
 use super::*;
