@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use http::header::LOCATION;
 use http::{HeaderMap, HeaderValue, StatusCode};
+use uuid::Uuid;
 
+use super::accepted::location;
 use super::headers::{MESSAGE_ID, PREFERENCE_APPLIED, VERDICT};
 use crate::body::Body;
 use crate::service::Response;
@@ -23,16 +25,16 @@ pub struct Answered {
 }
 
 /// Answers with it. `Location` is the app's own if it gave one, else the timeline's address.
-pub fn respond(answered: Answered, id: &str) -> Response {
+pub fn respond(answered: Answered, id: Uuid) -> Response {
     let mut response = Response::new(Body::full(answered.body));
     *response.status_mut() = answered.status;
     let headers = response.headers_mut();
     *headers = answered.headers;
     headers.insert(VERDICT, HeaderValue::from_static(answered.verdict));
-    if let Ok(id) = HeaderValue::from_str(id) {
+    if let Ok(id) = HeaderValue::from_str(&id.to_string()) {
         headers.insert(MESSAGE_ID, id);
     }
-    if let Ok(location) = HeaderValue::from_str(&format!("/.wayside/messages/{id}")) {
+    if let Some(location) = location(id) {
         headers.entry(LOCATION).or_insert(location);
     }
     response

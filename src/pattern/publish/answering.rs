@@ -1,5 +1,6 @@
 //! What a caller is answered: the 202, or the receiver's own answer if it waits for that.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -15,23 +16,32 @@ use crate::service::{Permit, Response};
 
 /// A message that is promised.
 pub(super) struct Published {
-    pub(super) id: Uuid,
-    pub(super) accepted: Accepted,
+    accepted: Accepted,
     /// How long its caller would wait for the result.
-    pub(super) wait: Option<Duration>,
+    wait: Option<Duration>,
     /// The caller's place among the calls in flight, until it has its answer.
-    pub(super) permit: Option<Permit>,
+    permit: Option<Permit>,
+}
+
+impl Published {
+    pub(super) fn new(accepted: Accepted, wait: Option<Duration>, permit: Option<Permit>) -> Self {
+        Self {
+            accepted,
+            wait,
+            permit,
+        }
+    }
 }
 
 impl Publish {
     /// The receiver's real answer if the caller waits for it and it comes in time, else the 202.
     pub(super) async fn answer(&self, published: Published) -> Response {
         let Published {
-            id,
             mut accepted,
             wait,
             permit: _until_the_end,
         } = published;
+        let id = accepted.id;
         let (Some(wait), Some(answers)) = (wait, &self.sender.answers) else {
             return accepted::respond(&accepted);
         };
@@ -47,7 +57,7 @@ impl Publish {
         };
         meter.increment(1);
         let mut response = match answer {
-            Some(answer) => answered::respond(answer, &accepted.id),
+            Some(answer) => answered::respond(answer, id),
             None => accepted::respond(&accepted),
         };
         answered::applied(&mut response, wait);
@@ -62,14 +72,13 @@ impl Publish {
         };
         let spool = self.sender.outbox.as_ref().filter(|_| place.is_none());
         Accepted {
-            id: id.to_string(),
+            id,
             status: match promised {
                 Promised::Replicated(..) => "replicated",
                 Promised::Spooled => "spooled",
             },
-            topic: self.way.topic.to_string(),
-            partition: place.map(|(partition, _)| partition),
-            offset: place.map(|(_, offset)| offset),
+            topic: Arc::clone(&self.way.topic),
+            place,
             spool: spool.map(|(_, survives)| SpoolKept {
                 survives: *survives,
             }),

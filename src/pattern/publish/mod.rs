@@ -197,12 +197,8 @@ impl Publish {
             None => (Uuid::now_v7(), None, None),
             Some(Key::New(id, proof, using)) => (id, Some(proof), Some(using)),
             Some(Key::Used(id, promised)) => {
-                return Ok(Published {
-                    id,
-                    accepted: self.accepted(id, promised, None),
-                    wait,
-                    permit,
-                });
+                let accepted = self.accepted(id, promised, None);
+                return Ok(Published::new(accepted, wait, permit));
             }
         };
         let draft = self.draft(&head, body).await?;
@@ -240,12 +236,9 @@ impl Publish {
         if let Some(using) = using {
             using.keep(promised);
         }
-        Ok(Published {
-            id,
-            accepted: self.accepted(id, promised, draft.claim.as_ref().map(|(claim, _)| claim)),
-            wait,
-            permit,
-        })
+        let claim = draft.claim.as_ref().map(|(claim, _)| claim);
+        let accepted = self.accepted(id, promised, claim);
+        Ok(Published::new(accepted, wait, permit))
     }
 
     /// Tells the counters, the log and the trace what became of a message. One that nobody promised may be in its topic all
