@@ -16,7 +16,7 @@ use crate::pattern::hop::Via;
 use crate::pattern::outbox::{self, Outbox};
 use crate::pattern::publish::Sender;
 use crate::service::Meters;
-use crate::spool::{OpenError, Recovery, Spool};
+use crate::spool::{OpenError, Recovery, Spool, Standing};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::names;
 use crate::telemetry::spans::{Source, Spans};
@@ -200,18 +200,20 @@ fn remember(recovery: &Recovery, timelines: &Timelines, keys: &Keys, metrics: &M
         let origin = timelines.origin(Some(&known.route), &known.topic);
         let accepted = Event::at(known.accepted, What::Accepted);
         timelines.record(known.id, accepted.origin(origin));
-        let promised = match known.replicated {
-            None => {
+        let promised = match known.standing {
+            Standing::Owed => {
                 timelines.record(known.id, Event::at(known.accepted, What::Spooled));
-                Promised::Spooled
+                Some(Promised::Spooled)
             }
-            Some((at, partition, offset)) => {
+            Standing::Replicated(at, partition, offset) => {
                 let replicated = Event::at(at, What::Replicated);
                 timelines.record(known.id, replicated.place(partition, offset));
-                Promised::Replicated(partition, offset)
+                Some(Promised::Replicated(partition, offset))
             }
+            // Perhaps its caller was refused: its key must not stand for a message that nobody sends.
+            Standing::Over => None,
         };
-        if let Some(proof) = known.proof {
+        if let (Some(proof), Some(promised)) = (known.proof, promised) {
             keys.restore(known.id, proof, promised, known.accepted);
         }
     }

@@ -11,7 +11,7 @@ use http::header::{CONTENT_LENGTH, HOST, HeaderName, HeaderValue};
 use super::{bad_config, complain, load, tell};
 use crate::body::Body;
 use crate::config::model::{
-    Config, ENDLESS, Forward, Pattern, Publish, Rewrite, Route, SlimRule, Track,
+    Accept, Config, ENDLESS, Forward, Pattern, Publish, Rewrite, Route, SlimRule, Track,
 };
 use crate::error::{Error, Kind, Violations};
 use crate::kafka::properties::Judge;
@@ -341,11 +341,7 @@ fn publish(out: &mut String, config: &Config, rule: &Publish, request: &Request,
                 names.join(", ")
             };
             say!(out, "  headers that travel: {names}");
-            let within = humantime::format_duration(rule.timeout);
-            say!(
-                out,
-                "  answer: 202 after the broker's acks=all acknowledgement, within {within}"
-            );
+            say!(out, "  answer: 202 after {}", released(config, rule));
             replies(out, config, rule, request);
         }
         Err(error) => {
@@ -374,6 +370,22 @@ fn checked(out: &mut String, rule: &Publish) {
     if !rule.content_type.is_empty() {
         let types: Vec<String> = rule.content_type.iter().map(ToString::to_string).collect();
         say!(out, "  content type: one of {}", types.join(", "));
+    }
+}
+
+/// Which event releases the 202.
+fn released(config: &Config, rule: &Publish) -> String {
+    let broker = "the broker's acks=all acknowledgement";
+    let span = humantime::format_duration;
+    match (&config.spool, rule.accept) {
+        (None, _) => format!("{broker}, within {}", span(rule.timeout)),
+        (Some(_), Accept::Spooled) => format!("the spool's sync, or {broker} if that is first"),
+        (Some(_), Accept::Replicated) => {
+            format!(
+                "{broker}, or the spool's sync if that takes longer than {}",
+                span(rule.ack_wait)
+            )
+        }
     }
 }
 

@@ -23,6 +23,9 @@ use crate::spool::{Entry, Promise, Refused, Unkept};
 /// When a caller may come back after a full spool or a failed disk.
 const AFTER: Duration = Duration::from_secs(2);
 
+/// How long a disk may take. Long after that somebody will want to look at it.
+const DISK_WAIT: Duration = Duration::from_secs(30);
+
 /// Where a route's records go, and what its 202 waits for.
 #[derive(Debug)]
 pub(super) struct Way {
@@ -92,6 +95,24 @@ struct Begun<'a> {
     in_log: bool,
 }
 
+impl Begun<'_> {
+    fn ended(mut self, kept: Result<Promise, Unkept>) -> Result<Promised, Error> {
+        self.in_log = kept.is_ok();
+        let (timelines, id) = (&self.sender.timelines, self.id);
+        match kept {
+            Ok(Promise::Replicated(partition, offset)) => {
+                Ok(Promised::Replicated(partition, offset))
+            }
+            Ok(Promise::Spooled) => {
+                timelines.record(id, Event::now(What::Spooled));
+                Ok(Promised::Spooled)
+            }
+            Err(Unkept::Refused(why)) => Err(refused(why)),
+            Err(Unkept::Returned(kind)) => Err(returned(kind)),
+        }
+    }
+}
+
 impl Drop for Begun<'_> {
     fn drop(&mut self) {
         if self.in_log {
@@ -132,33 +153,26 @@ async fn by_spool(
     // While the broker is known to be away there is no use in waiting for it.
     let at_once = way.accept == Accept::Spooled || producer.is_away();
     let receipt = spool.append(entry, at_once).map_err(refused)?;
-    let mut begun = Begun {
+    let begun = Begun {
         sender,
         id,
         accepted: Event::at(drafted.time, What::Accepted).origin(drafted.origin),
         in_log: true,
     };
-    let kept = if at_once {
-        receipt.kept().await
-    } else {
+    if !at_once {
         match timeout(way.ack_wait, receipt.kept()).await {
-            Ok(kept) => kept,
-            Err(_) => {
-                spool.sync(&receipt);
-                receipt.kept().await
-            }
+            Ok(kept) => return begun.ended(kept),
+            Err(_) => spool.sync(&receipt),
         }
-    };
-    begun.in_log = kept.is_ok();
-    drop(begun);
-    match kept {
-        Ok(Promise::Replicated(partition, offset)) => Ok(Promised::Replicated(partition, offset)),
-        Ok(Promise::Spooled) => {
-            sender.timelines.record(id, Event::now(What::Spooled));
-            Ok(Promised::Spooled)
+    }
+    match timeout(DISK_WAIT, receipt.kept()).await {
+        Ok(kept) => begun.ended(kept),
+        // It may still be kept and sent: nobody can tell.
+        Err(_) => {
+            let detail =
+                "the spool's disk does not answer; the message may be kept and sent all the same";
+            Err(Error::new(Kind::Spool, detail).after(AFTER))
         }
-        Err(Unkept::Refused(why)) => Err(refused(why)),
-        Err(Unkept::Returned(kind)) => Err(returned(kind)),
     }
 }
 

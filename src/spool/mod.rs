@@ -38,8 +38,8 @@ use std::time::Duration;
 pub use frame::{Ack, Entry, Place};
 pub use log::Refused;
 pub use reader::Reader;
-pub use receipt::{Caller, Promise, Receipt, Unkept};
-pub use recover::{Known, OpenError, Recovery};
+pub use receipt::{Caller, Promise, Receipt, Unkept, pair};
+pub use recover::{Known, OpenError, Recovery, Standing};
 
 use disk::{Disk, RealDisk};
 use log::{Limits, Log};

@@ -29,8 +29,7 @@ struct State {
     waker: Option<Waker>,
 }
 
-/// The side that tells.
-pub(super) struct Shared(Mutex<State>);
+struct Shared(Mutex<State>);
 
 /// What a caller was promised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +68,7 @@ impl Clone for Caller {
 pub struct Receipt(Arc<Shared>);
 
 /// The two ends of one message.
-pub(super) fn pair() -> (Caller, Receipt) {
+pub fn pair() -> (Caller, Receipt) {
     let state = State {
         stage: Stage::Waiting,
         waker: None,
@@ -125,6 +124,12 @@ impl Caller {
     /// It is not in the log, or never will be for sure.
     pub(super) fn refused(&self, why: Refused) {
         self.0.advance(Stage::Refused(why), Stage::is_open);
+    }
+
+    /// Its caller has gone, or was told before: nothing can be taken back any more.
+    #[cfg(test)]
+    pub(crate) fn promised(&self) {
+        self.kept();
     }
 
     /// The broker has it.

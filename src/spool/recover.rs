@@ -69,8 +69,19 @@ pub struct Known {
     pub accepted: SystemTime,
     /// SHA-256 of the caller's body, for a message whose id comes from its idempotency key.
     pub proof: Option<[u8; 32]>,
-    /// When and where the broker took it, if that is known.
-    pub replicated: Option<(SystemTime, i32, i64)>,
+    /// How far it came.
+    pub standing: Standing,
+}
+
+/// How far a message of an earlier run came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// The broker is to get it.
+    Owed,
+    /// The broker took it: when and where.
+    Replicated(SystemTime, i32, i64),
+    /// It is owed no longer; that is all that is known.
+    Over,
 }
 
 /// What was found.
@@ -116,7 +127,15 @@ struct Stub {
     route: Arc<str>,
     accepted: u64,
     proof: Option<[u8; 32]>,
-    replicated: Option<(u64, i32, i64)>,
+    standing: Option<Noted>,
+}
+
+/// What an acknowledgement said of a message.
+#[derive(Clone, Copy)]
+enum Noted {
+    Replicated(u64, i32, i64),
+    /// It was taken back: its caller was refused.
+    Void,
 }
 
 /// Reads the folder. Of all messages, owed or not, the last `known_max` are listed.
@@ -250,7 +269,7 @@ impl Walk<'_> {
                     route: self.route(stored.route),
                     accepted: stored.accepted,
                     proof: stored.proof,
-                    replicated: None,
+                    standing: None,
                 };
                 self.know(place, stub);
             }
@@ -281,10 +300,11 @@ impl Walk<'_> {
             .at
             .get(&ack.place)
             .and_then(|at| at.checked_sub(self.dropped));
-        if let Some((_, stub)) = known.and_then(|at| self.known.get_mut(at))
-            && ack.partition >= 0
-        {
-            stub.replicated = Some((at, ack.partition, ack.offset));
+        if let Some((_, stub)) = known.and_then(|at| self.known.get_mut(at)) {
+            stub.standing = Some(match ack.partition {
+                0.. => Noted::Replicated(at, ack.partition, ack.offset),
+                _ => Noted::Void,
+            });
         }
     }
 
@@ -366,14 +386,21 @@ impl Walk<'_> {
         let time = |millis| UNIX_EPOCH + Duration::from_millis(millis);
         let known = self.known.drain(..).filter_map(|(place, stub)| {
             let topic = topics.list.get(usize::from(place.topic))?;
-            let replicated = stub.replicated;
+            let standing = match stub.standing {
+                Some(Noted::Void) => return None,
+                Some(Noted::Replicated(at, partition, offset)) => {
+                    Standing::Replicated(time(at), partition, offset)
+                }
+                None if topic.acked.contains(place.seq) => Standing::Over,
+                None => Standing::Owed,
+            };
             Some(Known {
                 id: stub.id,
                 topic: Arc::clone(&topic.name),
                 route: stub.route,
                 accepted: time(stub.accepted),
                 proof: stub.proof,
-                replicated: replicated.map(|(at, partition, offset)| (time(at), partition, offset)),
+                standing,
             })
         });
         known.collect()

@@ -11,6 +11,9 @@ use crate::lifecycle::crash;
 
 /// How long acknowledgements wait for a message to be written with.
 const ACKS_WAIT: Duration = Duration::from_millis(100);
+/// How long messages are let to gather, and how many are enough not to wait. A broker takes ten times as long.
+const GATHER: Duration = Duration::from_micros(150);
+const GROUP_FEW: usize = 16;
 /// How often old segments are looked for.
 const TIDY_EVERY: Duration = Duration::from_secs(10);
 
@@ -65,15 +68,9 @@ impl Desk {
         self.wake.notify_one();
     }
 
-    /// Hands in acknowledgements. The writer looks at them in its own time.
+    /// Hands in acknowledgements. Nobody is woken: the writer looks for them as long as something is owed.
     pub(super) fn acks(&self, acks: &[Ack]) {
-        let mut inbox = self.lock();
-        let first = inbox.acks.is_empty();
-        inbox.acks.extend_from_slice(acks);
-        drop(inbox);
-        if first {
-            self.wake.notify_one();
-        }
+        self.lock().acks.extend_from_slice(acks);
     }
 
     pub(super) fn stop(&self) {
@@ -85,42 +82,62 @@ impl Desk {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for something to do. Acknowledgements alone are let to gather for a while.
-    fn take(&self) -> Inbox {
+    /// Waits for something to do. Acknowledgements alone are let to gather for a while, and so are messages where they
+    /// come one after another: a group costs as much as several messages.
+    fn take(&self, rhythm: Rhythm) -> Inbox {
         let mut inbox = self.lock();
         let mut due = false;
         loop {
             let pressing = inbox.stop || !inbox.asks.is_empty() || !inbox.syncs.is_empty();
             if pressing || due {
-                let stop = inbox.stop;
-                let taken = std::mem::take(&mut *inbox);
-                inbox.stop = stop;
-                return Inbox { stop, ..taken };
+                break;
             }
-            let wait = match inbox.acks.is_empty() {
-                true => TIDY_EVERY,
-                false => ACKS_WAIT,
+            let wait = match rhythm.owed {
+                true => ACKS_WAIT,
+                false => TIDY_EVERY,
             };
             let waited = self.wake.wait_timeout(inbox, wait);
             let (held, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             (inbox, due) = (held, timeout.timed_out());
         }
+        if rhythm.busy && !inbox.stop && inbox.asks.len() < GROUP_FEW {
+            drop(inbox);
+            std::thread::sleep(GATHER);
+            inbox = self.lock();
+        }
+        let stop = inbox.stop;
+        let taken = std::mem::take(&mut *inbox);
+        inbox.stop = stop;
+        Inbox { stop, ..taken }
     }
+}
+
+/// What the last group tells of the next.
+#[derive(Debug, Clone, Copy, Default)]
+struct Rhythm {
+    /// Something is owed, so acknowledgements will come.
+    owed: bool,
+    /// Several messages came together, and no sync made the others wait.
+    busy: bool,
 }
 
 /// Works until the desk is told to stop; what waits then is still written.
 pub(super) fn run(mut log: Log, desk: &Desk, sink: &dyn Sink, gauges: &Gauges) {
+    let mut rhythm = Rhythm::default();
     loop {
-        let inbox = desk.take();
+        let inbox = desk.take(rhythm);
         log.acked(&inbox.acks);
         let mut waiting = inbox.syncs;
+        let several = inbox.asks.len() > 1;
         write(&mut log, inbox.asks, sink, &mut waiting);
+        rhythm.busy = several && waiting.is_empty();
         if !waiting.is_empty() {
             crash::point("spool-written");
             settle(&mut log, waiting);
         }
         crash::point("spool-tidy");
         log.tidy();
+        rhythm.owed = log.owed() > 0;
         gauges.set(log.used(), log.owed());
         if inbox.stop {
             log.sync().ok();

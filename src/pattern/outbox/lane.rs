@@ -67,8 +67,10 @@ pub(super) struct Settled {
     pub(super) caller: Option<Caller>,
     /// Whether it is owed no longer.
     pub(super) over: bool,
-    /// An alarm: it alone is too large, and is put aside.
+    /// It alone is too large, and is put aside.
     pub(super) aside: bool,
+    /// It had been put aside before.
+    was_aside: bool,
     /// An alarm: the topic is refused.
     pub(super) parked: Option<Kind>,
 }
@@ -101,6 +103,13 @@ pub(super) struct Lane {
     aside: BTreeMap<u64, (Instant, Uuid)>,
     /// Callers of messages that have not left.
     callers: BTreeMap<u64, Caller>,
+}
+
+impl Settled {
+    /// Whether it concerns a message that was put aside, now or before.
+    pub(super) fn is_about_aside(&self) -> bool {
+        self.aside || self.over && self.was_aside
+    }
 }
 
 impl Lane {
@@ -438,6 +447,7 @@ impl Lane {
         let aside = taken.then(|| self.aside.remove(&seq)).flatten();
         Settled {
             over: aside.is_some(),
+            was_aside: true,
             id: aside.map(|(_, id)| id),
             ..Settled::default()
         }
@@ -486,3 +496,7 @@ impl Lane {
         self.next = self.next.max(self.base);
     }
 }
+
+#[cfg(test)]
+#[path = "lane_tests.rs"]
+mod tests;

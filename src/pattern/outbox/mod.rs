@@ -7,6 +7,8 @@
 
 mod lane;
 
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -58,6 +60,9 @@ struct Meters {
 
 struct Lanes {
     list: Vec<Lane>,
+    by_name: HashMap<Arc<str>, usize>,
+    /// Bytes that are out, over all of them.
+    used: usize,
     /// Rises when the client is made anew, so that answers of the old one are known.
     generation: u16,
 }
@@ -68,6 +73,8 @@ impl Shared {
         Arc::new(Self {
             lanes: Mutex::new(Lanes {
                 list: Vec::new(),
+                by_name: HashMap::new(),
+                used: 0,
                 generation: 0,
             }),
             wake: Condvar::new(),
@@ -94,7 +101,13 @@ impl Outbox {
         opened: Opened,
         producer: &Arc<Producer>,
     ) -> std::io::Result<Self> {
-        shared.lock().list = opened.topics.iter().map(left).collect();
+        {
+            let mut lanes = shared.lock();
+            opened
+                .topics
+                .iter()
+                .for_each(|topic| lanes.add(left(topic)));
+        }
         shared.producer.set(Arc::downgrade(producer)).ok();
         let sink: Arc<dyn Sink> = Arc::clone(&shared) as _;
         let spool = Arc::new(opened.start(sink)?);
@@ -121,7 +134,7 @@ impl Outbox {
     /// That refusal.
     pub fn check(&self, topic: &str) -> Result<(), Error> {
         let lanes = self.shared.lock();
-        let lane = lanes.list.iter().find(|lane| &*lane.name == topic);
+        let lane = lanes.by_name.get(topic).and_then(|at| lanes.list.get(*at));
         match lane.and_then(|lane| lane.refusal(Instant::now())) {
             None => Ok(()),
             Some((kind, wait)) => {
@@ -167,17 +180,60 @@ impl Drop for Outbox {
     }
 }
 
+/// What a topic's messages come from, and those that were read and could not leave yet.
+struct Feed {
+    reader: Reader,
+    read: VecDeque<(u64, Entry)>,
+}
+
+/// What the reading thread does next for a topic.
+enum Task {
+    /// Tries a message again that was put aside.
+    Aside(u64),
+    /// Reads and sends these.
+    Read(Range<u64>),
+}
+
 fn left(topic: &TopicLeft) -> Lane {
     let name = Arc::clone(&topic.name);
     Lane::left(name, topic.next, &topic.done, Instant::now())
 }
 
 impl Lanes {
+    fn add(&mut self, lane: Lane) {
+        self.by_name.insert(Arc::clone(&lane.name), self.list.len());
+        self.list.push(lane);
+    }
+
     /// Bytes of room that a lane may still take: never more than what is left over, so that no topic takes all of it.
     fn room(&self, most: usize, lane: usize) -> usize {
-        let used: usize = self.list.iter().map(Lane::bytes).sum();
         let own = self.list.get(lane).map_or(0, Lane::bytes);
-        most.saturating_sub(used).saturating_sub(own)
+        most.saturating_sub(self.used).saturating_sub(own)
+    }
+
+    /// What is to be done, topic by topic, beginning with the one whose turn it is.
+    fn task(&mut self, turn: usize, most: usize) -> Option<(usize, Task)> {
+        let (now, count) = (Instant::now(), self.list.len());
+        (0..count)
+            .map(|step| (turn + step) % count)
+            .find_map(|index| {
+                let room = self.room(most, index);
+                let lane = self.list.get_mut(index)?;
+                if let Some(seq) = lane.aside(now) {
+                    return Some((index, Task::Aside(seq)));
+                }
+                let wanted = lane.wants(now)?;
+                (room > 0 || lane.bytes() == 0).then_some((index, Task::Read(wanted)))
+            })
+    }
+
+    /// Does something to a lane, and keeps the sum.
+    fn change<R>(&mut self, lane: usize, change: impl FnOnce(&mut Lane) -> R) -> Option<R> {
+        let lane = self.list.get_mut(lane)?;
+        let before = lane.bytes();
+        let result = change(lane);
+        self.used = self.used + lane.bytes() - before;
+        Some(result)
     }
 
     fn tag(&self, place: Place) -> u64 {
@@ -211,9 +267,8 @@ impl Shared {
             ) => {
                 tracing::debug!(%error, "the client takes no record at the moment");
                 let mut lanes = self.lock();
-                if let Some(lane) = lanes.list.get_mut(usize::from(place.topic)) {
-                    lane.not_taken(place.seq, Instant::now());
-                }
+                let now = Instant::now();
+                lanes.change(place.topic.into(), |lane| lane.not_taken(place.seq, now));
                 self.wake.notify_all();
             }
             // Refused on the spot: as if the broker had.
@@ -223,97 +278,104 @@ impl Shared {
 
     /// Reads back and sends what fell behind, until it is told to stop.
     fn run(&self, spool: &Spool) {
-        let mut readers: Vec<Reader> = Vec::new();
-        let mut turn = 0;
+        let mut feeds: Vec<Feed> = Vec::new();
+        let (mut turn, mut last) = (0, 0);
         loop {
             let mut lanes = self.lock();
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
-            let now = Instant::now();
-            for index in readers.len()..lanes.list.len() {
-                let name = Arc::clone(&lanes.list[index].name);
-                readers.push(spool.reader(index as u16, name));
+            for lane in lanes.list.iter().skip(feeds.len()) {
+                feeds.push(Feed {
+                    reader: spool.reader(feeds.len() as u16, Arc::clone(&lane.name)),
+                    read: VecDeque::new(),
+                });
             }
-            let count = lanes.list.len();
-            let order = (0..count).map(|step| (turn + step) % count);
-            let wanted = order.into_iter().find_map(|index| {
-                let room = lanes.room(self.room, index);
-                let lane = lanes.list.get_mut(index)?;
-                if let Some(seq) = lane.aside(now) {
-                    return Some((index, seq..seq + 1, true));
-                }
-                let wants = lane.wants(now)?;
-                (room > 0 || lane.bytes() == 0).then_some((index, wants, false))
-            });
-            let Some((index, wanted, aside)) = wanted else {
+            let Some((index, task)) = lanes.task(turn, self.room) else {
                 let due = lanes.list.iter().filter_map(Lane::due).min();
-                let wait = due.map_or(IDLE, |due| due.saturating_duration_since(now).min(IDLE));
-                let wait = wait.max(Duration::from_millis(1));
+                let wait = due.map_or(IDLE, |due| due.saturating_duration_since(Instant::now()));
+                let wait = wait.clamp(Duration::from_millis(1), IDLE);
                 drop(self.wake.wait_timeout(lanes, wait));
                 continue;
             };
             drop(lanes);
             turn = index + 1;
-            let Some(reader) = readers.get_mut(index) else {
+            if index != last {
+                // What one topic cannot send yet is not held in memory while another has its turn.
+                if let Some(feed) = feeds.get_mut(last) {
+                    feed.read.clear();
+                }
+                last = index;
+            }
+            let Some(feed) = feeds.get_mut(index) else {
                 continue;
             };
-            if aside {
-                self.try_aside(reader, index, wanted.start);
-            } else {
-                self.catch_up(reader, index, wanted);
+            match task {
+                Task::Aside(seq) => self.try_aside(feed, index, seq),
+                Task::Read(wanted) => self.catch_up(feed, index, wanted),
             }
         }
     }
 
     /// Sends a topic's next messages, as many as may go.
-    fn catch_up(&self, reader: &mut Reader, index: usize, wanted: std::ops::Range<u64>) {
-        let batch = match wanted.is_empty() {
-            true => Vec::new(),
-            false => reader.read(wanted.start, READ_BYTES),
-        };
+    fn catch_up(&self, feed: &mut Feed, index: usize, wanted: Range<u64>) {
         let topic = index as u16;
-        let last = batch.is_empty();
-        for (seq, entry) in batch {
-            let place = Place { topic, seq };
+        // What was read for another number is of no use: something failed in between.
+        feed.read.retain(|(seq, _)| *seq >= wanted.start);
+        if feed
+            .read
+            .front()
+            .is_some_and(|(seq, _)| *seq != wanted.start)
+        {
+            feed.read.clear();
+        }
+        if feed.read.is_empty() && !wanted.is_empty() {
+            feed.read = feed.reader.read(wanted.start, READ_BYTES).into();
+        }
+        let nothing = feed.read.is_empty();
+        while let Some((seq, entry)) = feed.read.front() {
+            let place = Place { topic, seq: *seq };
             let mut lanes = self.lock();
-            let room = lanes.room(self.room, index);
-            let tag = lanes.tag(place);
-            let Some(lane) = lanes.list.get_mut(index) else {
+            let (room, tag) = (lanes.room(self.room, index), lanes.tag(place));
+            let message = (entry.id, outgoing(entry).bytes());
+            let read = lanes.change(index, |lane| {
+                (lane.pass(place.seq), lane.read(place.seq, message, room))
+            });
+            let Some((gone, leaves)) = read else { return };
+            if leaves.is_none() {
+                // An answer, or the time that passes, makes it possible.
+                drop(self.wake.wait_timeout(lanes, Duration::from_millis(20)));
+                self.give_up(topic, &gone);
                 return;
-            };
-            let gone = lane.pass(seq);
-            let leaves = lane.read(seq, (entry.id, outgoing(&entry).bytes()), room);
+            }
             drop(lanes);
             self.give_up(topic, &gone);
-            match leaves {
-                Some(true) => self.offer(&entry, place, tag),
-                Some(false) => {}
-                None => {
-                    // It waits for answers, or for the time to pass; an answer rouses this thread.
-                    let lanes = self.lock();
-                    drop(self.wake.wait_timeout(lanes, Duration::from_millis(20)));
-                    return;
-                }
+            if leaves == Some(true) {
+                self.offer(entry, place, tag);
             }
+            feed.read.pop_front();
         }
         let mut lanes = self.lock();
-        let Some(lane) = lanes.list.get_mut(index) else {
-            return;
-        };
-        // What was in the log when it was asked for, and was not read, is not there.
-        let gone = if last {
-            lane.pass(wanted.end)
-        } else {
-            Vec::new()
-        };
-        lane.caught_up();
+        let gone = lanes.change(index, |lane| {
+            // What was in the log when it was asked for, and was not read, is not there.
+            let gone = if nothing {
+                lane.pass(wanted.end)
+            } else {
+                Vec::new()
+            };
+            lane.caught_up();
+            gone
+        });
         drop(lanes);
-        self.give_up(topic, &gone);
+        self.give_up(topic, &gone.unwrap_or_default());
     }
 
-    fn try_aside(&self, reader: &mut Reader, index: usize, seq: u64) {
-        let found = reader.read(seq, 0).into_iter().find(|(at, _)| *at == seq);
+    fn try_aside(&self, feed: &mut Feed, index: usize, seq: u64) {
+        let found = feed
+            .reader
+            .read(seq, 0)
+            .into_iter()
+            .find(|(at, _)| *at == seq);
         let Some((_, entry)) = found else { return };
         let place = Place {
             topic: index as u16,
@@ -337,22 +399,22 @@ impl Shared {
             "messages of the spool cannot be read and are given up"
         );
         self.meters.gone.increment(gone.len() as u64);
-        self.acked(topic, gone.iter().map(|seq| (*seq, -1, -1)));
+        let given_up = |seq: &u64| Ack {
+            place: Place { topic, seq: *seq },
+            partition: -1,
+            offset: -1,
+        };
+        self.acked(&gone.iter().map(given_up).collect::<Vec<_>>());
     }
 
-    fn acked(&self, topic: u16, acks: impl Iterator<Item = (u64, i32, i64)>) {
+    fn acked(&self, acks: &[Ack]) {
         if let Some(spool) = self.spool.get().and_then(Weak::upgrade) {
-            let ack = |(seq, partition, offset)| Ack {
-                place: Place { topic, seq },
-                partition,
-                offset,
-            };
-            spool.acked(&acks.map(ack).collect::<Vec<_>>());
+            spool.acked(acks);
         }
     }
 
     /// Tells everyone what an answer means.
-    fn tell(&self, place: Place, name: &str, settled: Settled, said: Said) {
+    fn tell(&self, place: Place, settled: Settled, said: Said) {
         crash::point("spool-acked");
         if let (Said::Taken(partition, offset), Some(id)) = (said, settled.id) {
             self.timelines
@@ -361,19 +423,16 @@ impl Shared {
                 caller.replicated(partition, offset);
             }
         }
-        if let Some(kind) = settled.parked {
-            tracing::error!(
-                topic = name,
-                reason = kind.word(),
-                "the broker refuses the topic; what is owed to it waits in the spool"
-            );
-        }
         if settled.over {
             let (partition, offset) = match said {
                 Said::Taken(partition, offset) => (partition, offset),
                 _ => (-1, -1),
             };
-            self.acked(place.topic, std::iter::once((place.seq, partition, offset)));
+            self.acked(&[Ack {
+                place,
+                partition,
+                offset,
+            }]);
         }
     }
 }
@@ -389,15 +448,15 @@ impl Sink for Shared {
         let mut lanes = self.lock();
         while lanes.list.len() <= index {
             // Topics are numbered in the order in which they first come.
-            lanes.list.push(Lane::new(Arc::clone(&entry.topic), 0, 0));
+            lanes.add(Lane::new(Arc::clone(&entry.topic), 0, 0));
         }
         let room = lanes.room(self.room, index);
         let tag = lanes.tag(place);
         let bytes = outgoing(entry).bytes();
-        let Some(lane) = lanes.list.get_mut(index) else {
-            return;
-        };
-        if lane.written(place.seq, (entry.id, bytes), caller, room) {
+        let leaves = lanes.change(index, |lane| {
+            lane.written(place.seq, (entry.id, bytes), caller, room)
+        });
+        if leaves == Some(true) {
             drop(lanes);
             self.offer(entry, place, tag);
         } else {
@@ -414,22 +473,32 @@ impl Reports for Shared {
             return;
         }
         let topic = (tag >> 32) as u16;
-        let Some(lane) = lanes.list.get_mut(usize::from(topic)) else {
+        let now = Instant::now();
+        let answered = lanes.change(topic.into(), |lane| {
+            let seq = lane.seq(tag as u32);
+            let settled = lane.settle(seq, said, now);
+            if let Some(kind) = settled.parked {
+                let (topic, reason) = (&*lane.name, kind.word());
+                tracing::error!(
+                    topic,
+                    reason,
+                    "the broker refuses the topic; what is owed to it waits in the spool"
+                );
+            }
+            (seq, settled, lane.is_live())
+        });
+        let Some((seq, settled, live)) = answered else {
             return;
         };
-        let seq = lane.seq(tag as u32);
-        let settled = lane.settle(seq, said, Instant::now());
-        let name = Arc::clone(&lane.name);
-        let behind = !lane.is_live();
-        let aside: usize = lanes.list.iter().map(Lane::aside_len).sum();
-        if behind {
+        if !live {
             self.wake.notify_all();
         }
-        drop(lanes);
-        if settled.aside || settled.id.is_none() {
+        if settled.is_about_aside() {
+            let aside: usize = lanes.list.iter().map(Lane::aside_len).sum();
             self.meters.aside.set(aside as f64);
         }
-        self.tell(Place { topic, seq }, &name, settled, said);
+        drop(lanes);
+        self.tell(Place { topic, seq }, settled, said);
     }
 
     fn lost(&self) {
@@ -437,6 +506,7 @@ impl Reports for Shared {
         lanes.generation = lanes.generation.wrapping_add(1);
         let now = Instant::now();
         lanes.list.iter_mut().for_each(|lane| lane.lost(now));
+        lanes.used = 0;
         self.wake.notify_all();
     }
 }

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::frame::{Ack, Entry, Place};
 use super::log::{Limits, Log, Refused};
 use super::reader::Reader;
-use super::recover::{self, OpenError, Recovery};
+use super::recover::{self, OpenError, Recovery, Standing};
 use super::segment::Index;
 use sim::SimDisk;
 
@@ -173,11 +173,13 @@ fn what_is_written_is_read_back_in_order_and_owed_until_it_is_acknowledged() {
     let known = &again.recovery.known;
     assert_eq!(known.len(), 500);
     assert_eq!(known[7].id, entries[7].id);
-    let (_, partition, offset) = known[7].replicated.expect("acknowledged");
+    let Standing::Replicated(_, partition, offset) = known[7].standing else {
+        panic!("it is acknowledged: {:?}", known[7]);
+    };
     assert_eq!((partition, offset), (1, places[7].seq as i64 * 10));
     assert_eq!(
-        (known[101].replicated, known[102].proof),
-        (None, entries[102].proof)
+        (known[101].standing, known[102].proof),
+        (Standing::Owed, entries[102].proof)
     );
 }
 
@@ -339,4 +341,23 @@ fn many_short_runs_and_many_failures_do_not_fill_the_spool() {
     spool
         .append(&[entry("a", 2000, 100)])
         .expect("there is room");
+}
+
+#[test]
+fn a_message_that_was_taken_back_is_not_known_to_the_next_run() {
+    let disk = SimDisk::new(1, 64 << 20);
+    let mut spool = open(&disk, MAX).expect("an empty folder");
+    let entries: Vec<_> = (0..3).map(|n| entry("a", n, 10)).collect();
+    let places = spool.append(&entries).expect("written");
+    let void = Ack {
+        place: places[1],
+        partition: -1,
+        offset: -1,
+    };
+    spool.log.acked(&[void]);
+    spool.log.tidy();
+    let again = open(&disk, MAX).expect("readable");
+    let known: Vec<_> = again.recovery.known.iter().map(|known| known.id).collect();
+    assert_eq!(known, [entries[0].id, entries[2].id]);
+    assert_eq!(again.recovery.owed, 2);
 }

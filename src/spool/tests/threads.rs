@@ -97,10 +97,13 @@ async fn a_segment_that_was_deleted_from_outside_promises_nothing() {
     let receipt = spool.append(entry("a", 1, 100), true).expect("taken");
     assert_eq!(receipt.kept().await, Err(Unkept::Refused(Refused::Disk)));
     let mut told = Err(Unkept::Refused(Refused::Disk));
-    let begun = std::time::Instant::now();
-    while told.is_err() && begun.elapsed() < Duration::from_secs(10) {
+    for _ in 0..1000 {
         let receipt = spool.append(entry("a", 2, 100), true).expect("taken");
         told = receipt.kept().await;
+        if told.is_ok() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert_eq!(told, Ok(Promise::Spooled), "a new segment, after a rest");
 }
