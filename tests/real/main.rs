@@ -32,7 +32,7 @@ mod world;
 
 use std::sync::Once;
 
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
 use support::kafka::{self, Kafka};
 use support::process::announce;
@@ -47,7 +47,11 @@ async fn broker() -> Option<&'static Kafka> {
 
 /// A broker for a test that kills it; `None` where it cannot run.
 async fn own_broker() -> Option<Kafka> {
-    Some(Kafka::start(jars().await?).await)
+    // Each of them kills, starts and loads its own: more at a time, and a machine of two cores is too slow for any deadline.
+    static PLACES: Semaphore = Semaphore::const_new(2);
+    let jars = jars().await?;
+    let place = PLACES.acquire().await.expect("it is never closed");
+    Some(Kafka::start(jars).await.at(place))
 }
 
 async fn jars() -> Option<std::path::PathBuf> {

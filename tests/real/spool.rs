@@ -290,7 +290,7 @@ async fn a_sidecar_that_is_killed_at_any_moment_loses_nothing_that_it_promised()
     let topics = topics(kafka, "killed").await;
     let mut sidecar = Sidecar::run(&yaml(kafka, "killed", SPOOL)).await;
     let load = Load::start(sidecar.door(), &HOSTS, Duration::ZERO);
-    let kills = times("WAYSIDE_SPOOL_KILLS", 30);
+    let kills = times("WAYSIDE_SPOOL_KILLS", 100);
     for n in 0..kills {
         load.more(20).await;
         // Every fourth right after a 202, the others at any moment.

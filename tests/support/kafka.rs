@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use tempfile::TempDir;
 use tokio::io::AsyncWriteExt;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, SemaphorePermit};
 
 use super::eventually::eventually;
 use super::process::{Process, announce};
@@ -40,6 +40,8 @@ pub(crate) struct Kafka {
     port: u16,
     controller: u16,
     process: Option<Process>,
+    /// Its place among those that run at a time.
+    place: Option<SemaphorePermit<'static>>,
 }
 
 /// A record as `kcat -J` tells it, or Kafka's own console consumer.
@@ -120,6 +122,7 @@ impl Kafka {
             port,
             controller,
             process: None,
+            place: None,
         };
         let mut format = kafka.java("kafka.tools.StorageTool");
         format
@@ -133,6 +136,12 @@ impl Kafka {
         succeed("StorageTool format", run(format, "").await);
         kafka.restart().await;
         kafka
+    }
+
+    /// Gives it a place that it holds as long as it is there.
+    pub(crate) fn at(mut self, place: SemaphorePermit<'static>) -> Self {
+        self.place = Some(place);
+        self
     }
 
     /// `host:port` of the broker.
