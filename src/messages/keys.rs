@@ -1,11 +1,11 @@
-//! The idempotency keys that were used: the same key with the same body is the same message.
+//! The idempotency keys that were used: the same key with the same call is the same message.
 //!
 //! Bounded by number and by age, like the timelines; what is forgotten is a new message. They are this process's own,
 //! and with a spool also those of its earlier runs. Another replica does not know them: its message has the same id, and
 //! whoever reads the topic can tell.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use sha2::{Digest as _, Sha256};
@@ -27,9 +27,9 @@ pub enum Promised {
 
 /// What a key was used for before.
 #[derive(Debug)]
-pub enum Begun<'a> {
+pub enum Begun {
     /// Nothing: the call goes on, and the key is free again unless it is kept.
-    New(Using<'a>),
+    New(Using),
     /// The same body, which was accepted.
     Same(Promised),
     /// The same body, whose call has no answer yet.
@@ -56,15 +56,24 @@ struct Table {
 #[derive(Debug)]
 struct Used {
     proof: Proof,
-    promised: Option<Promised>,
+    state: State,
     at: SystemTime,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    InProgress,
+    /// The call has failed, and its message may be there all the same: it may be repeated, and nothing else.
+    Doubt,
+    Promised(Promised),
 }
 
 /// A key whose call is under way.
 #[derive(Debug)]
-pub struct Using<'a> {
-    keys: &'a Keys,
+pub struct Using {
+    keys: Arc<Keys>,
     id: Uuid,
+    doubt: bool,
     kept: bool,
 }
 
@@ -94,25 +103,29 @@ impl Keys {
     }
 
     /// Begins a call with a key.
-    pub fn begin(&self, id: Uuid, proof: Proof) -> Begun<'_> {
+    pub fn begin(self: &Arc<Self>, id: Uuid, proof: Proof) -> Begun {
         self.begin_at(id, proof, SystemTime::now())
     }
 
-    fn begin_at(&self, id: Uuid, proof: Proof, now: SystemTime) -> Begun<'_> {
+    fn begin_at(self: &Arc<Self>, id: Uuid, proof: Proof, now: SystemTime) -> Begun {
         let mut table = self.lock();
         table.forget(self.max.saturating_sub(1), now.checked_sub(self.keep));
         match table.used.get(&id) {
             Some(used) if used.proof != proof => Begun::Other,
             Some(Used {
-                promised: Some(promised),
+                state: State::Promised(promised),
                 ..
             }) => Begun::Same(*promised),
-            Some(_) => Begun::InProgress,
-            None => {
-                table.put(id, proof, None, now);
+            Some(Used {
+                state: State::InProgress,
+                ..
+            }) => Begun::InProgress,
+            Some(_) | None => {
+                table.put(id, proof, State::InProgress, now);
                 Begun::New(Using {
-                    keys: self,
+                    keys: Arc::clone(self),
                     id,
+                    doubt: false,
                     kept: false,
                 })
             }
@@ -123,7 +136,7 @@ impl Keys {
     pub fn restore(&self, id: Uuid, proof: Proof, promised: Promised, at: SystemTime) {
         let mut table = self.lock();
         if table.used.len() < self.max {
-            table.put(id, proof, Some(promised), at);
+            table.put(id, proof, State::Promised(promised), at);
         }
     }
 
@@ -133,12 +146,8 @@ impl Keys {
 }
 
 impl Table {
-    fn put(&mut self, id: Uuid, proof: Proof, promised: Option<Promised>, at: SystemTime) {
-        let used = Used {
-            proof,
-            promised,
-            at,
-        };
+    fn put(&mut self, id: Uuid, proof: Proof, state: State, at: SystemTime) {
+        let used = Used { proof, state, at };
         self.used.insert(id, used);
         self.order.push_back((id, at));
     }
@@ -159,28 +168,36 @@ impl Table {
     }
 }
 
-impl Using<'_> {
+impl Using {
     /// The call was accepted: from now on the key stands for its message.
     pub fn keep(mut self, promised: Promised) {
         self.kept = true;
         if let Some(used) = self.keys.lock().used.get_mut(&self.id) {
-            used.promised = Some(promised);
+            used.state = State::Promised(promised);
         }
+    }
+
+    /// Says whether the message may be there although nobody promises it.
+    pub fn doubt(&mut self, doubt: bool) {
+        self.doubt = doubt;
     }
 }
 
-impl Drop for Using<'_> {
+impl Drop for Using {
     fn drop(&mut self) {
         if self.kept {
             return;
         }
         let mut table = self.keys.lock();
-        if table
-            .used
-            .get(&self.id)
-            .is_some_and(|used| used.promised.is_none())
-        {
-            table.used.remove(&self.id);
+        let Some(used) = table.used.get_mut(&self.id) else {
+            return;
+        };
+        match (used.state, self.doubt) {
+            (State::InProgress, true) => used.state = State::Doubt,
+            (State::InProgress, false) => {
+                table.used.remove(&self.id);
+            }
+            _ => {}
         }
     }
 }
@@ -191,11 +208,11 @@ mod tests {
 
     const PROOF: Proof = [7; 32];
 
-    fn keys(max: usize) -> Keys {
-        Keys::new(Messages {
+    fn keys(max: usize) -> Arc<Keys> {
+        Arc::new(Keys::new(Messages {
             max,
             keep: Duration::from_secs(60),
-        })
+        }))
     }
 
     fn id(number: u8) -> Uuid {
@@ -235,6 +252,18 @@ mod tests {
         let keys = keys(10);
         drop(keys.begin(id(1), PROOF));
         assert!(matches!(keys.begin(id(1), [8; 32]), Begun::New(_)));
+    }
+
+    #[test]
+    fn a_call_whose_message_may_be_there_can_be_repeated_and_not_changed() {
+        let keys = keys(10);
+        let Begun::New(mut first) = keys.begin(id(1), PROOF) else {
+            panic!("a new key");
+        };
+        first.doubt(true);
+        drop(first);
+        assert!(matches!(keys.begin(id(1), [8; 32]), Begun::Other));
+        assert!(matches!(keys.begin(id(1), PROOF), Begun::New(_)));
     }
 
     #[test]

@@ -7,18 +7,19 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use super::outbox::Outbox;
 use super::publish::Sender;
 use crate::config::model::{Accept, Publish as Rule};
-use crate::error::{Error, Kind};
-use crate::kafka::producer::{Outgoing, Producer, PublishError};
+use crate::error::{Error, Kind, Retry};
+use crate::kafka::producer::{Outgoing, PublishError};
 use crate::kafka::record::Header;
-use crate::messages::keys::{Promised, Proof};
+use crate::messages::keys::{Promised, Proof, Using};
 use crate::messages::{Event, Origin, What};
-use crate::spool::{Entry, Promise, Refused, Unkept};
+use crate::spool::{Entry, Promise, Receipt, Refused, Spool, Unkept};
 
 /// When a caller may come back after a full spool or a failed disk.
 const AFTER: Duration = Duration::from_secs(2);
@@ -52,6 +53,8 @@ pub(super) struct Drafted {
     pub(super) id: Uuid,
     pub(super) time: SystemTime,
     pub(super) proof: Option<Proof>,
+    /// Its idempotency key, free again unless the message is promised.
+    pub(super) using: Option<Using>,
     pub(super) route: Arc<str>,
     pub(super) origin: Origin,
     pub(super) key: Option<Bytes>,
@@ -65,12 +68,12 @@ pub(super) struct Drafted {
 /// Nobody promises anything; the error says whether the record may be at the broker all the same.
 pub(super) async fn keep(sender: &Sender, way: &Way, drafted: Drafted) -> Result<Promised, Error> {
     match &sender.outbox {
-        Some((outbox, _)) => by_spool(outbox, &sender.producer, way, drafted, sender).await,
+        Some((outbox, _)) => by_spool(outbox, way, drafted, sender).await,
         None => by_broker(sender, way, drafted).await,
     }
 }
 
-async fn by_broker(sender: &Sender, way: &Way, drafted: Drafted) -> Result<Promised, Error> {
+async fn by_broker(sender: &Sender, way: &Way, mut drafted: Drafted) -> Result<Promised, Error> {
     let outgoing = Outgoing {
         topic: &way.topic,
         key: drafted.key.as_deref(),
@@ -78,57 +81,96 @@ async fn by_broker(sender: &Sender, way: &Way, drafted: Drafted) -> Result<Promi
         headers: &drafted.headers,
     };
     let deadline = Instant::now() + way.timeout;
-    let ack = sender.producer.publish(outgoing, deadline).await?;
+    // A caller that leaves now leaves a record on its way.
+    drafted.using.iter_mut().for_each(|using| using.doubt(true));
+    let published = sender.producer.publish(outgoing, deadline).await;
+    let ack = published.map_err(Error::from).inspect_err(|error| {
+        let doubt = error.may_retry() == Retry::NoAnswer;
+        drafted
+            .using
+            .iter_mut()
+            .for_each(|using| using.doubt(doubt));
+    })?;
     let timelines = &sender.timelines;
     let accepted = Event::at(drafted.time, What::Accepted).origin(drafted.origin);
     timelines.record(drafted.id, accepted);
     let replicated = Event::now(What::Replicated).place(ack.partition, ack.offset);
     timelines.record(drafted.id, replicated);
-    Ok(Promised::Replicated(ack.partition, ack.offset))
+    let promised = Promised::Replicated(ack.partition, ack.offset);
+    if let Some(using) = drafted.using {
+        using.keep(promised);
+    }
+    Ok(promised)
 }
 
-/// Tells how a message began once it is in the log, also where its caller left before it was told.
+/// A message that the log was given. Also where its caller leaves before it is told anything, the timeline says how the
+/// message began, and its idempotency key stands for it.
 struct Begun<'a> {
     sender: &'a Sender,
+    spool: &'a Arc<Spool>,
     id: Uuid,
     accepted: Event,
-    in_log: bool,
+    using: Option<Using>,
+    /// `None` once it was told.
+    receipt: Option<Receipt>,
 }
 
 impl Begun<'_> {
+    /// Waits for a promise, no longer than that.
+    async fn kept(&self, within: Duration) -> Option<Result<Promise, Unkept>> {
+        let receipt = self.receipt.as_ref()?;
+        timeout(within, receipt.kept()).await.ok()
+    }
+
     fn ended(mut self, kept: Result<Promise, Unkept>) -> Result<Promised, Error> {
-        self.in_log = kept.is_ok();
-        let (timelines, id) = (&self.sender.timelines, self.id);
-        match kept {
-            Ok(Promise::Replicated(partition, offset)) => {
-                Ok(Promised::Replicated(partition, offset))
-            }
-            Ok(Promise::Spooled) => {
-                timelines.record(id, Event::now(What::Spooled));
-                Ok(Promised::Spooled)
-            }
-            Err(Unkept::Refused(why)) => Err(refused(why)),
-            Err(Unkept::Returned(kind)) => Err(returned(kind)),
+        self.receipt = None;
+        let promised = promised(kept)?;
+        let timelines = &self.sender.timelines;
+        timelines.record(self.id, self.accepted);
+        if promised == Promised::Spooled {
+            timelines.record(self.id, Event::now(What::Spooled));
         }
+        if let Some(using) = self.using.take() {
+            using.keep(promised);
+        }
+        Ok(promised)
     }
 }
 
 impl Drop for Begun<'_> {
     fn drop(&mut self) {
-        if self.in_log {
-            self.sender.timelines.record(self.id, self.accepted);
-        }
+        let Some(receipt) = self.receipt.take() else {
+            return;
+        };
+        self.sender.timelines.record(self.id, self.accepted);
+        let (Some(using), Ok(runtime)) = (self.using.take(), Handle::try_current()) else {
+            return;
+        };
+        let spool = Arc::clone(self.spool);
+        crate::lifecycle::spawn(&runtime, "idempotency", async move {
+            spool.sync(&receipt);
+            if let Ok(promised) = promised(receipt.kept().await) {
+                using.keep(promised);
+            }
+        });
+    }
+}
+
+fn promised(kept: Result<Promise, Unkept>) -> Result<Promised, Error> {
+    match kept {
+        Ok(Promise::Replicated(partition, offset)) => Ok(Promised::Replicated(partition, offset)),
+        Ok(Promise::Spooled) => Ok(Promised::Spooled),
+        Err(Unkept::Refused(why)) => Err(refused(why)),
+        Err(Unkept::Returned(kind)) => Err(returned(kind)),
     }
 }
 
 async fn by_spool(
     outbox: &Outbox,
-    producer: &Producer,
     way: &Way,
     drafted: Drafted,
     sender: &Sender,
 ) -> Result<Promised, Error> {
-    outbox.check(&way.topic)?;
     let id = drafted.id;
     let entry = Entry {
         id,
@@ -140,35 +182,45 @@ async fn by_spool(
         headers: drafted.headers,
         value: drafted.value,
     };
-    let spool = outbox.spool();
+    let (spool, producer) = (outbox.spool(), outbox.producer());
     let outgoing = Outgoing {
         topic: &entry.topic,
         key: entry.key.as_deref(),
         value: &entry.value,
         headers: &entry.headers,
     };
-    if outgoing.bytes() > producer.record_max().min(spool.record_max()) {
+    let bytes = outgoing.bytes();
+    if bytes > producer.record_max() {
         return Err(PublishError::TooLarge.into());
     }
+    if bytes > spool.record_max() {
+        let detail = "the record is over a quarter of `spool.max`";
+        return Err(Error::new(Kind::RecordTooLarge, detail));
+    }
+    outbox.check(&way.topic, bytes)?;
     // While the broker is known to be away there is no use in waiting for it.
     let at_once = way.accept == Accept::Spooled || producer.is_away();
     let receipt = spool.append(entry, at_once).map_err(refused)?;
     let begun = Begun {
         sender,
+        spool,
         id,
         accepted: Event::at(drafted.time, What::Accepted).origin(drafted.origin),
-        in_log: true,
+        using: drafted.using,
+        receipt: Some(receipt),
     };
     if !at_once {
-        match timeout(way.ack_wait, receipt.kept()).await {
-            Ok(kept) => return begun.ended(kept),
-            Err(_) => spool.sync(&receipt),
+        if let Some(kept) = begun.kept(way.ack_wait).await {
+            return begun.ended(kept);
         }
+        // A broker that does not answer in time may be away: the next caller need not wait as long.
+        producer.doubt();
+        begun.receipt.iter().for_each(|receipt| spool.sync(receipt));
     }
-    match timeout(DISK_WAIT, receipt.kept()).await {
-        Ok(kept) => begun.ended(kept),
+    match begun.kept(DISK_WAIT).await {
+        Some(kept) => begun.ended(kept),
         // It may still be kept and sent: nobody can tell.
-        Err(_) => {
+        None => {
             let detail =
                 "the spool's disk does not answer; the message may be kept and sent all the same";
             Err(Error::new(Kind::Spool, detail).after(AFTER))
@@ -178,7 +230,7 @@ async fn by_spool(
 
 fn refused(why: Refused) -> Error {
     let detail = match why {
-        Refused::Full => "the spool is full: the broker has not taken what is in it",
+        Refused::Full => "the spool or its disk is full: the broker has not taken what is in it",
         Refused::Disk => "the spool's disk failed",
     };
     Error::new(Kind::Spool, detail).after(AFTER)
@@ -188,6 +240,7 @@ fn returned(kind: Kind) -> Error {
     match kind {
         Kind::TopicUnknown => PublishError::TopicUnknown.into(),
         Kind::RecordTooLarge => PublishError::TooLarge.into(),
+        Kind::Spool => Error::new(kind, "the spool cannot be read").after(AFTER),
         _ => Error::new(kind, "the broker refuses the record").after(AFTER),
     }
 }

@@ -180,6 +180,11 @@ fn replies_come(map: &Map<'_>, track: Option<Track>, around: &Around) -> Option<
     }
 }
 
+/// Bytes of a body that a spool of that size takes with its headers.
+fn in_spool(max: u64) -> u64 {
+    (max / 4).saturating_sub(64 << 10)
+}
+
 /// Refuses a body limit that promises more than what comes after it can hold.
 fn body_fits(map: &Map<'_>, publish: &Publish, around: &Around) -> bool {
     let body = publish.max_body as u64;
@@ -189,9 +194,10 @@ fn body_fits(map: &Map<'_>, publish: &Publish, around: &Around) -> bool {
             None => return true,
         },
         None => match (around.queue_max, around.spool_max) {
-            (Some(queue), Some(spool)) if spool / 4 < queue as u64 => {
-                (spool / 4, "a quarter of `spool.max`")
-            }
+            (Some(queue), Some(spool)) if in_spool(spool) < queue as u64 => (
+                in_spool(spool),
+                "what a spool takes, a quarter of its `max` less 64KiB for headers",
+            ),
             (Some(max), _) => (max as u64, "`kafka.queue_max`"),
             (None, _) => return true,
         },

@@ -1,4 +1,4 @@
-//! A call's idempotency key: the same key with the same body is the same message.
+//! A call's idempotency key: the same key with the same call is the same message.
 
 use bytes::Bytes;
 use http::header::HeaderName;
@@ -16,9 +16,9 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENCY_KEY_MAX: usize = 255;
 
 /// What a call's idempotency key comes to.
-pub(super) enum Key<'a> {
+pub(super) enum Key {
     /// It is the first with that key.
-    New(Uuid, Proof, Using<'a>),
+    New(Uuid, Proof, Using),
     /// Its message is there already.
     Used(Uuid, Promised),
 }
@@ -30,7 +30,7 @@ impl Publish {
         &self,
         head: &request::Parts,
         body: &Bytes,
-    ) -> Result<Option<Key<'_>>, Error> {
+    ) -> Result<Option<Key>, Error> {
         let mut keys = head.headers.get_all(IDEMPOTENCY_KEY).iter();
         let Some(key) = keys.next() else {
             return Ok(None);
@@ -42,7 +42,7 @@ impl Publish {
             return Err(Error::new(Kind::BadRequest, detail));
         }
         let id = Keys::id(&self.sender.service, &self.route, key);
-        let proof = Sha256::digest(body).into();
+        let proof = proof(head, body);
         match self.sender.keys.begin(id, proof) {
             Begun::New(using) => Ok(Some(Key::New(id, proof, using))),
             Begun::Same(promised) => Ok(Some(Key::Used(id, promised))),
@@ -56,4 +56,17 @@ impl Publish {
             )),
         }
     }
+}
+
+/// What must be the same for a call to be the same: method, target and body.
+fn proof(head: &request::Parts, body: &Bytes) -> Proof {
+    let mut hash = Sha256::new();
+    hash.update(head.method.as_str().as_bytes());
+    // Neither of the two can hold a zero byte.
+    hash.update([0]);
+    let target = head.uri.path_and_query();
+    hash.update(target.map_or("/", |target| target.as_str()).as_bytes());
+    hash.update([0]);
+    hash.update(body);
+    hash.finalize().into()
 }

@@ -59,7 +59,7 @@ pub struct Sender {
     /// Where each message's timeline is.
     pub timelines: Arc<Timelines>,
     /// The idempotency keys that were used.
-    pub keys: Keys,
+    pub keys: Arc<Keys>,
     /// The way through the spool, and what the spool's folder outlives.
     pub outbox: Option<(Outbox, Survives)>,
     /// What receivers told; `None` if replies have no topic to come by.
@@ -218,6 +218,7 @@ impl Publish {
             id,
             time,
             proof,
+            using,
             route: Arc::clone(&self.route),
             origin: self.origin,
             key: draft.key.clone(),
@@ -233,9 +234,6 @@ impl Publish {
         self.meters.seconds.record(sent.elapsed());
         self.meters.bytes.increment(draft.value.len() as u64);
         self.meters.slimmed.increment(draft.saved as u64);
-        if let Some(using) = using {
-            using.keep(promised);
-        }
         let claim = draft.claim.as_ref().map(|(claim, _)| claim);
         let accepted = self.accepted(id, promised, claim);
         Ok(Published::new(accepted, wait, permit))
@@ -301,7 +299,7 @@ impl Publish {
         };
         // Otherwise the bodies of refused calls would fill the store.
         match &self.sender.outbox {
-            Some((outbox, _)) => outbox.check(&self.way.topic)?,
+            Some((outbox, _)) => outbox.check(&self.way.topic, cut.body.len())?,
             None if self.sender.producer.is_away() => return Err(PublishError::BrokerAway.into()),
             None => {}
         }
