@@ -493,14 +493,13 @@ async fn empty(sender: &Arc<Sender>, deadline: Instant) -> bool {
     let Some((outbox, _)) = &sender.outbox else {
         return producer.flush(deadline).await;
     };
-    let flushed = outbox.flush(producer, deadline).await;
-    if !flushed {
+    if !outbox.flush(deadline).await {
         tracing::warn!(
             messages = outbox.spool().owed(),
             "what the broker has not taken stays in the spool"
         );
     }
-    let left = (flushed || !producer.is_away()) && !producer.flush(deadline).await;
+    let flushed = producer.flush(deadline).await;
     let sender = Arc::clone(sender);
     let closing = tokio::task::spawn_blocking(move || {
         if let Some((outbox, _)) = &sender.outbox {
@@ -509,7 +508,7 @@ async fn empty(sender: &Arc<Sender>, deadline: Instant) -> bool {
     });
     // A panic in there was reported by the thread that had it.
     closing.await.ok();
-    !left || producer.waiting() == 0
+    flushed
 }
 
 /// Keeps memory flat while nobody scrapes, and reads what has no event of its own.
@@ -521,8 +520,10 @@ async fn upkeep(parts: Weak<Parts>) {
         let queue = parts.metrics.gauge(&names::PRODUCER_QUEUE, &[]);
         parts.metrics.upkeep();
         if let Some(broker) = &parts.broker {
-            queue.set(broker.sender.producer.waiting() as f64);
-            if let Some((outbox, _)) = &broker.sender.outbox {
+            let outbox = broker.sender.outbox.as_ref();
+            let spooled = outbox.map_or(0, |(outbox, _)| outbox.waiting());
+            queue.set((broker.sender.producer.waiting() + spooled) as f64);
+            if let Some((outbox, _)) = outbox {
                 let set = |name, value: u64| parts.metrics.gauge(name, &[]).set(value as f64);
                 set(&names::SPOOL_BYTES, outbox.spool().used());
                 set(&names::SPOOL_OWED, outbox.spool().owed());

@@ -139,7 +139,7 @@ fn broker(
             (embedded.bootstrap(), Some(embedded))
         }
     };
-    let keys = Keys::new(config.messages);
+    let keys = Arc::new(Keys::new(config.messages));
     // Opened before the broker's client is made: what it refuses must leave nothing behind.
     let opened = config.spool.as_ref().map(|rule| {
         let opened = Spool::open(rule, config.messages.max, config.messages.keep)?;
@@ -148,15 +148,16 @@ fn broker(
     let opened = opened.transpose()?;
     let room = kafka.queue_max / 4 * 3;
     let way = outbox::Shared::new(room, Arc::clone(timelines), metrics);
-    let reports = opened
-        .as_ref()
-        .map(|_| Arc::clone(&way) as Arc<dyn Reports>);
-    let producer = Arc::new(Producer::new(kafka, &bootstrap, reports)?);
+    let producer = Arc::new(Producer::new(kafka, &bootstrap, None)?);
     let outbox = match opened {
         None => None,
         Some((opened, survives)) => {
             remember(&opened.recovery, timelines, &keys, metrics);
-            Some((Outbox::start(way, opened, &producer)?, survives))
+            // A client of its own: what the spool keeps is repeated for ever, a dead letter or a receipt is not, and
+            // neither is to wait in the other's queue.
+            let reports = Arc::clone(&way) as Arc<dyn Reports>;
+            let own = Arc::new(Producer::new(kafka, &bootstrap, Some(reports))?);
+            Some((Outbox::start(way, opened, own)?, survives))
         }
     };
     let answers = kafka.replies.as_ref().map(|topics| {

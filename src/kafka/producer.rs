@@ -77,6 +77,9 @@ pub enum PublishError {
     /// The broker refuses: authorization, a policy or a setting. Nothing was written.
     #[error("the broker refuses the record: {0}")]
     Refused(Box<str>),
+    /// The broker refuses this record, whatever it comes with. It was not written.
+    #[error("the broker finds the record invalid")]
+    Invalid,
     /// The native client failed for good and is being made anew: whether the record was written is unknown.
     #[error("the broker's client failed")]
     Fatal,
@@ -107,7 +110,7 @@ impl From<PublishError> for Error {
                     "the record is over the broker's limit",
                 );
             }
-            PublishError::Refused(_) => (
+            PublishError::Invalid | PublishError::Refused(_) => (
                 Kind::BrokerRefused,
                 "the broker refuses the record",
                 Retry::NeverSent,
@@ -231,6 +234,11 @@ impl Producer {
     /// record can never be sent.
     pub fn offer(&self, record: Outgoing<'_>, tag: u64) -> Result<(), PublishError> {
         self.shared.offer(record, tag)
+    }
+
+    /// Somebody waited in vain: the broker is asked whether it is there.
+    pub fn doubt(&self) {
+        self.shared.link.doubt();
     }
 
     /// Whether calls are refused because the broker does not answer.
@@ -505,7 +513,10 @@ fn reason(error: &KafkaError) -> PublishError {
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize => {
             PublishError::TooLarge
         }
-        Code::PurgeQueue
+        Code::InvalidRecord | Code::InvalidTimestamp => PublishError::Invalid,
+        // Another one in its batch was: this one may be sent again.
+        Code::InvalidDifferentRecord
+        | Code::PurgeQueue
         | Code::NotEnoughReplicas
         | Code::ISRInsufficient
         | Code::LeaderNotAvailable

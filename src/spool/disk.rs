@@ -25,6 +25,8 @@ pub(super) trait Disk: Send + Sync + 'static {
     fn open(&self, path: &Path) -> io::Result<Box<dyn Readable>>;
     /// Makes a folder's entries durable.
     fn sync_folder(&self, folder: &Path) -> io::Result<()>;
+    /// Makes durable what is in a file.
+    fn sync_file(&self, path: &Path) -> io::Result<()>;
     /// Cuts zeros off a file's end.
     fn shrink(&self, path: &Path, len: u64) -> io::Result<()>;
     /// Gives a file another name in the same folder.
@@ -113,6 +115,10 @@ impl Disk for RealDisk {
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
         File::open(folder)?.sync_all()
+    }
+
+    fn sync_file(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_data()
     }
 
     fn shrink(&self, path: &Path, len: u64) -> io::Result<()> {

@@ -225,8 +225,9 @@ impl Entry {
             .iter()
             .map(|(name, value)| 6 + name.len() + value.len());
         FRAME_LEN
-            + 38
+            + 39
             + short(&self.route).len()
+            + short(&self.topic).len()
             + self.proof.map_or(0, |proof| proof.len())
             + self.key.as_ref().map_or(0, |key| 4 + key.len())
             + headers.sum::<usize>()
@@ -238,9 +239,11 @@ impl Entry {
         out.extend_from_slice(&place.seq.to_be_bytes());
         out.extend_from_slice(&millis(self.accepted).to_be_bytes());
         out.extend_from_slice(self.id.as_bytes());
-        let route = short(&self.route);
-        out.push(route.len() as u8);
-        out.extend_from_slice(route.as_bytes());
+        // The topic's name too: a message must not depend on another frame for where it goes.
+        for name in [short(&self.topic), short(&self.route)] {
+            out.push(name.len() as u8);
+            out.extend_from_slice(name.as_bytes());
+        }
         let proof = if self.proof.is_some() { WITH_PROOF } else { 0 };
         let key = if self.key.is_some() { WITH_KEY } else { 0 };
         out.push(proof | key);
@@ -276,6 +279,7 @@ pub(super) struct Stored<'a> {
     /// Milliseconds since 1970.
     pub(super) accepted: u64,
     pub(super) id: Uuid,
+    pub(super) topic: &'a str,
     pub(super) route: &'a str,
     pub(super) proof: Option<[u8; 32]>,
     key: Option<&'a [u8]>,
@@ -292,8 +296,8 @@ impl<'a> Stored<'a> {
         };
         let accepted = rest.u64()?;
         let id = Uuid::from_bytes(rest.array()?);
-        let [length] = rest.array()?;
-        let route = std::str::from_utf8(rest.take(length.into())?).ok()?;
+        let topic = rest.name()?;
+        let route = rest.name()?;
         let [flags] = rest.array()?;
         let proof = match flags & WITH_PROOF {
             0 => None,
@@ -312,6 +316,7 @@ impl<'a> Stored<'a> {
             place,
             accepted,
             id,
+            topic,
             route,
             proof,
             key,
@@ -353,11 +358,15 @@ pub(super) struct TopicState<'a> {
 }
 
 impl<'a> TopicState<'a> {
+    /// Bytes of its frame.
+    pub(super) fn frame_len(&self) -> usize {
+        FRAME_LEN + 11 + self.name.len() + 16 * self.acked.len()
+    }
+
     fn read(content: &'a [u8]) -> Option<Self> {
         let mut rest = Reader(content);
         let (index, next) = (rest.u16()?, rest.u64()?);
-        let [length] = rest.array()?;
-        let name = std::str::from_utf8(rest.take(length.into())?).ok()?;
+        let name = rest.name()?;
         let mut acked = Vec::new();
         while !rest.0.is_empty() {
             acked.push(rest.u64()?..rest.u64()?);
@@ -376,10 +385,17 @@ impl<'a> TopicState<'a> {
 pub struct Ack {
     /// Which.
     pub place: Place,
-    /// The partition; negative for a message that is given up, not acknowledged.
+    /// The partition, or [`Ack::VOID`] or [`Ack::LOST`].
     pub partition: i32,
     /// The offset.
     pub offset: i64,
+}
+
+impl Ack {
+    /// In the place of a partition: the message was taken back before anybody was promised it.
+    pub const VOID: i32 = -1;
+    /// In the place of a partition: the message cannot be read any more.
+    pub const LOST: i32 = -2;
 }
 
 /// A frame's content.
@@ -518,6 +534,11 @@ impl<'a> Reader<'a> {
 
     fn u64(&mut self) -> Option<u64> {
         self.array().map(u64::from_be_bytes)
+    }
+
+    fn name(&mut self) -> Option<&'a str> {
+        let [length] = self.array()?;
+        std::str::from_utf8(self.take(length.into())?).ok()
     }
 
     fn headers(&mut self, mut each: impl FnMut(&'a [u8], &'a [u8])) -> Option<()> {

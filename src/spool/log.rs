@@ -21,8 +21,8 @@ pub(super) const SEGMENT_MIN: u64 = 256 << 10;
 /// Segments that a spool of its full size has at least, so that deleting one makes a difference.
 const SEGMENTS_MIN: u64 = 16;
 /// Room in each segment for acknowledgements alone: without them nothing could be deleted, and a full disk would stay full.
-const ACKS_ROOM: u64 = 32 << 10;
-/// The part of it that is for ranges, which say the same in fewer bytes.
+const ACKS_ROOM: u64 = 24 << 10;
+/// The least room for ranges, which say the same in fewer bytes.
 const RANGES_ROOM: u64 = 8 << 10;
 /// Bytes that are collected for one write.
 const WRITE_MAX: usize = 1 << 20;
@@ -72,7 +72,7 @@ pub(super) struct Log {
     pub(super) index: Arc<Index>,
     pub(super) active: Option<Active>,
     /// The number that the next segment gets.
-    next: u64,
+    pub(super) next: u64,
     /// Bytes of all segments.
     pub(super) used: u64,
     owed: u64,
@@ -85,6 +85,8 @@ pub(super) struct Log {
     /// After a failure: until when the disk is left alone, in milliseconds since 1970, and how many there were in a row.
     rest: (u64, u32),
     pub(super) acks: Acks,
+    /// Room in each segment for ranges: twice what they need at its start.
+    ranges_room: u64,
     buffer: Vec<u8>,
 }
 
@@ -92,8 +94,8 @@ pub(super) struct Log {
 #[derive(Debug, Default)]
 pub(super) struct Acks {
     waiting: Vec<Ack>,
-    /// Whether some are nowhere in the log, not even as ranges.
-    unwritten: bool,
+    /// Whether some that no longer wait are nowhere in the log, not even as ranges.
+    skipped: bool,
     /// Whether some of those in the log are not durable.
     loose: bool,
 }
@@ -139,6 +141,7 @@ impl Log {
             failed: VecDeque::new(),
             wide: Vec::new(),
             rest: (0, 0),
+            ranges_room: RANGES_ROOM,
             // What was read may not have reached the disk itself yet.
             acks: Acks {
                 loose: true,
@@ -158,9 +161,16 @@ impl Log {
         self.owed
     }
 
+    /// Whether a message is one that it takes when it has room.
+    pub(super) fn takes(&self, entry: &Entry) -> bool {
+        entry.frame_len() as u64 <= frame_max(self.limits.max)
+    }
+
     /// Bytes that one message may have with its headers, a frame's own bytes included.
     pub(super) fn record_max(&self) -> usize {
-        usize::try_from(frame_max(self.limits.max)).unwrap_or(usize::MAX)
+        // A frame has two names and a few numbers more than a record.
+        let most = frame_max(self.limits.max).saturating_sub(1024);
+        usize::try_from(most).unwrap_or(usize::MAX)
     }
 
     /// The number of the last message that was written.
@@ -193,6 +203,7 @@ impl Log {
             return Err(Refused::Full);
         }
         self.make_room(first)?;
+        let acks_room = self.acks_room();
         let Some(active) = self.active.as_mut() else {
             return Err(Refused::Disk);
         };
@@ -200,7 +211,7 @@ impl Log {
         let mut notes = Vec::new();
         for entry in group {
             let need = (entry.frame_len() + self.buffer.len()) as u64 + TOPIC_FRAME_MAX;
-            let fits = active.len + need + ACKS_ROOM <= active.size;
+            let fits = active.len + need + acks_room <= active.size;
             if !places.is_empty() && (!fits || self.buffer.len() >= WRITE_MAX) {
                 break;
             }
@@ -286,8 +297,10 @@ impl Log {
         for ack in acks {
             self.forget(ack.place);
         }
+        for lost in acks.iter().filter(|ack| ack.partition == Ack::LOST) {
+            self.keep_for_inspection(lost.place);
+        }
         self.acks.waiting.extend_from_slice(acks);
-        self.acks.unwritten |= !acks.is_empty();
     }
 
     /// Writes the acknowledgements that wait, if there is room, and deletes what has served its time.
@@ -302,15 +315,15 @@ impl Log {
         }
         if self.active.is_none() {
             // A new segment begins with all that is acknowledged; without one it is written when there is one.
-            self.buffer.clear();
-            self.begin(0).ok();
+            self.begin(None, 0).ok();
         }
         let waiting = std::mem::take(&mut self.acks.waiting);
         let Some(active) = self.active.as_ref() else {
+            self.acks.skipped = true;
             return;
         };
         let at = millis(self.disk.now());
-        let room = (active.size - active.len).saturating_sub(RANGES_ROOM) as usize;
+        let room = (active.size - active.len).saturating_sub(self.ranges_room) as usize;
         self.buffer.clear();
         let mut all = true;
         for chunk in waiting.chunks(1000) {
@@ -320,14 +333,20 @@ impl Log {
             }
         }
         // Those for which there is no room are in the topics' ranges.
-        self.put_acks(all);
-    }
-
-    /// Writes the buffer, after which all acknowledgements are in the log if it had `all`.
-    fn put_acks(&mut self, all: bool) {
+        self.acks.skipped |= !all;
         if self.put_buffer().is_ok() {
             self.acks.loose = true;
-            self.acks.unwritten &= !all;
+        } else {
+            self.acks.skipped = true;
+        }
+    }
+
+    /// Its segment is not to be deleted for good: somebody may want to look at what cannot be read.
+    fn keep_for_inspection(&mut self, place: Place) {
+        let mut segments = self.index.lock();
+        let holder = segments.values_mut().find(|segment| segment.holds(place));
+        if let Some(segment) = holder {
+            segment.damaged = true;
         }
     }
 
@@ -373,7 +392,7 @@ impl Log {
 
     /// Sees to it that the open segment has room for a frame.
     fn make_room(&mut self, need: u64) -> Result<(), Refused> {
-        let need = need + TOPIC_FRAME_MAX + ACKS_ROOM;
+        let need = need + TOPIC_FRAME_MAX + self.acks_room();
         if let Some(active) = &self.active
             && active.len + need <= active.size
         {
@@ -384,77 +403,85 @@ impl Log {
             // A failed sync has abandoned it; a new one is begun either way.
             self.sync().ok();
         }
-        self.buffer.clear();
-        self.begin(need)
-    }
-
-    /// Begins a segment. The one before stays open until that has worked: it still takes acknowledgements.
-    fn begin(&mut self, need: u64) -> Result<(), Refused> {
-        let now = millis(self.disk.now());
-        if now < self.rest.0 {
-            return Err(Refused::Disk);
-        }
-        let header = Header {
-            number: self.next,
-            created: now,
-            salt: self.disk.salt(),
-        };
-        self.buffer.extend_from_slice(&header.encode());
-        for index in 0..self.topics.list.len() {
-            if let Some(state) = self.topics.state(index as u16) {
-                header.topic(&mut self.buffer, &state);
-            }
-        }
-        let size = self.limits.segment().max(self.buffer.len() as u64 + need);
-        // With no segment open, one more than allowed may be made: acknowledgements must have a place, or nothing could
-        // ever be deleted.
-        let slack = if self.active.is_some() { 0 } else { size };
-        if self.used + size > self.limits.max && self.active.is_some() {
+        let size = self.limits.segment().max(self.start_len() + need);
+        if self.used + size > self.limits.max {
             self.delete_spent(0, false);
         }
-        if self.used + size > self.limits.max + slack {
+        if self.used + size > self.limits.max {
             return Err(Refused::Full);
         }
-        let least = self.buffer.len() as u64 + need;
-        let (mut file, size) = self.create(header.number, size, least).map_err(|error| {
-            tracing::error!(%error, bytes = size, "the spool cannot begin a segment");
+        self.begin(Some(size), need)
+    }
+
+    /// Room in each segment that no message takes.
+    fn acks_room(&self) -> u64 {
+        ACKS_ROOM + self.ranges_room
+    }
+
+    /// Bytes of a segment's start.
+    fn start_len(&self) -> u64 {
+        let topics = 0..self.topics.list.len();
+        let states = topics.filter_map(|index| self.topics.state(index as u16));
+        HEADER_LEN as u64 + states.map(|state| state.frame_len() as u64).sum::<u64>()
+    }
+
+    /// Begins a segment of that size, or one with room for acknowledgements alone, which may be whatever the limit says:
+    /// without them nothing could ever be deleted. The one before stays open until that has worked.
+    pub(super) fn begin(&mut self, size: Option<u64>, need: u64) -> Result<(), Refused> {
+        let now = millis(self.disk.now());
+        // A clock that was put back must not make it a long rest.
+        if now < self.rest.0 && self.rest.0 - now <= REST.1.as_millis() as u64 {
+            return Err(Refused::Disk);
+        }
+        self.ranges_room = RANGES_ROOM.max(2 * self.start_len());
+        let least = self.start_len() + need.max(self.acks_room());
+        let created = self.create(size.unwrap_or(least), least, size.is_some());
+        let (number, mut file, size) = created.map_err(|error| {
+            tracing::error!(%error, bytes = least, "the spool cannot begin a segment");
             match error.kind() {
                 io::ErrorKind::StorageFull => Refused::Full,
                 _ => Refused::Disk,
             }
         })?;
-        // A number whose file is there, good or not, is never given again.
-        self.next += 1;
+        let header = Header {
+            number,
+            created: now,
+            salt: self.disk.salt(),
+        };
+        let mut start = header.encode().to_vec();
+        for index in 0..self.topics.list.len() {
+            if let Some(state) = self.topics.state(index as u16) {
+                header.topic(&mut start, &state);
+            }
+        }
         self.used += size;
-        let written = file.write_at(&self.buffer, 0);
-        let len = self.buffer.len() as u64;
+        let written = file.write_at(&start, 0);
+        let len = start.len() as u64;
         let mut segment = Segment::new(size, header.created);
         segment.len = if written.is_ok() { len } else { 0 };
-        self.index.lock().insert(header.number, segment);
+        self.index.lock().insert(number, segment);
         self.seal();
         self.active = Some(Active {
-            number: header.number,
+            number,
             header,
             file,
             len,
             size,
             entered: false,
         });
-        self.buffer.clear();
-        if written.is_ok() {
-            (self.acks.unwritten, self.acks.loose) = (false, true);
-        }
-        written.map_err(|error| {
+        if let Err(error) = written {
             self.abandon(&error);
-            Refused::Disk
-        })
+            return Err(Refused::Disk);
+        }
+        (self.acks.skipped, self.acks.loose) = (false, true);
+        Ok(())
     }
 
     /// Gives up the open segment: nothing more is written to it, and what was not durable is not.
     fn abandon(&mut self, error: &io::Error) {
         tracing::error!(%error, "the spool's disk failed; its segment is not written to any more");
         self.settle(true);
-        self.acks.unwritten = true;
+        self.acks.skipped = true;
         self.seal();
         let (_, failures) = self.rest;
         let rest = REST.0.saturating_mul(1 << failures.min(10)).min(REST.1);
@@ -479,27 +506,24 @@ impl Log {
 
     /// Makes the acknowledgements durable; false if there is nowhere to write them.
     pub(super) fn fasten_acks(&mut self) -> bool {
-        let buffer = std::mem::take(&mut self.buffer);
-        if self.acks.unwritten {
-            self.write_acks();
-        }
-        if self.acks.unwritten || self.active.is_none() {
+        self.write_acks();
+        if self.acks.skipped || self.active.is_none() {
             self.write_ranges();
         }
-        let fastened = !self.acks.unwritten
-            && self.active.is_some()
-            && (!self.acks.loose || self.sync().is_ok());
-        self.buffer = buffer;
-        fastened
+        !self.acks.skipped && self.active.is_some() && (!self.acks.loose || self.sync().is_ok())
     }
 
     /// Writes all that is acknowledged as ranges: a few bytes, however many messages they are.
     fn write_ranges(&mut self) {
-        if self.active.is_none() {
-            self.begin(0).ok();
+        let fits = |active: &Active| active.len + self.start_len() <= active.size;
+        if !self.active.as_ref().is_some_and(fits) {
+            if self.active.is_some() && self.sync().is_err() {
+                return;
+            }
+            self.begin(None, 0).ok();
             return;
         }
-        let Some(active) = self.active.as_mut() else {
+        let Some(active) = self.active.as_ref() else {
             return;
         };
         self.buffer.clear();
@@ -508,8 +532,8 @@ impl Log {
                 active.header.topic(&mut self.buffer, &state);
             }
         }
-        if active.len + self.buffer.len() as u64 <= active.size {
-            self.put_acks(true);
+        if self.put_buffer().is_ok() {
+            (self.acks.skipped, self.acks.loose) = (false, true);
         }
     }
 }

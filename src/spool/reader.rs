@@ -1,5 +1,6 @@
 //! Reading messages back, on a thread that does not write.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -50,10 +51,11 @@ impl Reader {
     }
 
     /// Messages from a number on, each with its own: at most 512, and about `bytes_max` bytes, but one at least if there
-    /// is one. Numbers that are left out are not in the log any more, or cannot be read. Empty when there is none yet.
+    /// is one. Numbers that are left out are not in the log any more, or do not check. Empty when there is none yet.
     ///
-    /// A segment that cannot be opened or read is passed over, with an alarm: it would hold up all that follows.
-    pub fn read(&mut self, from: u64, bytes_max: usize) -> Vec<(u64, Entry)> {
+    /// # Errors
+    /// The disk refuses at the moment; nothing is said of any message.
+    pub fn read(&mut self, from: u64, bytes_max: usize) -> io::Result<Vec<(u64, Entry)>> {
         let mut batch = Vec::new();
         let mut next = from;
         loop {
@@ -62,26 +64,22 @@ impl Reader {
                 seq: next,
             };
             let Some(spot) = self.index.find(place) else {
-                return batch;
+                return Ok(batch);
             };
-            if let Err(error) = self.read_spot(spot, &mut next, bytes_max, &mut batch) {
-                tracing::error!(%error, segment = spot.segment, "a segment of the spool cannot be read");
-            }
+            self.read_spot(spot, &mut next, bytes_max, &mut batch)?;
             if !batch.is_empty() {
-                return batch;
+                return Ok(batch);
             }
             // Nothing of it was readable: what it holds is passed over.
-            let last = {
-                let segments = self.index.lock();
-                let held = segments.get(&spot.segment).and_then(|segment| {
-                    let mut held = segment.held();
-                    held.find_map(|(topic, _, last)| (topic == self.topic).then_some(last))
-                });
-                held.unwrap_or(next)
-            };
+            let last = self.index.last(spot.segment, self.topic);
             self.at = None;
-            next = next.max(last + 1);
+            next = next.max(last.map_or(next, |last| last + 1));
         }
+    }
+
+    /// Gives its file back until it reads again: a file that is deleted meanwhile would keep its place on the disk.
+    pub fn rest(&mut self) {
+        self.at = None;
     }
 
     fn read_spot(
@@ -90,7 +88,7 @@ impl Reader {
         next: &mut u64,
         bytes_max: usize,
         batch: &mut Vec<(u64, Entry)>,
-    ) -> std::io::Result<()> {
+    ) -> io::Result<()> {
         let mut open = match self.at.take() {
             Some(open) if open.segment == spot.segment && open.next == *next => open,
             _ => self.open(spot, *next)?,
@@ -98,6 +96,13 @@ impl Reader {
         let (mut bytes, mut size) = (Vec::new(), CHUNK);
         let mut taken = 0;
         while open.offset < spot.len {
+            // Over the messages of other topics, as far as is known where this one goes on.
+            let here = Place {
+                topic: self.topic,
+                seq: *next,
+            };
+            let mark = self.index.mark(open.segment, here);
+            open.offset = mark.map_or(open.offset, |mark| mark.max(open.offset));
             let length = size.min(usize::try_from(spot.len - open.offset).unwrap_or(usize::MAX));
             bytes.resize(length, 0);
             let read = open.file.read_at(&mut bytes, open.offset)?;
@@ -150,13 +155,13 @@ impl Reader {
         Ok(())
     }
 
-    fn open(&self, spot: Spot, next: u64) -> std::io::Result<Open> {
+    fn open(&self, spot: Spot, next: u64) -> io::Result<Open> {
         let path = segment::path(&self.folder, spot.segment);
         let file = self.disk.open(&path)?;
         let mut head = vec![0; HEADER_LEN];
         file.read_at(&mut head, 0)?;
         let header =
-            Header::decode(&head).map_err(|_| std::io::Error::other("its header is damaged"))?;
+            Header::decode(&head).map_err(|_| io::Error::other("its header is damaged"))?;
         Ok(Open {
             file,
             header: header.0,

@@ -19,8 +19,10 @@ use super::ranges::Ranges;
 use super::segment::{self, Index, Segment};
 use super::topics::Topics;
 
+/// What a bad sector is read as.
+const EIO: i32 = 5;
 /// Names of what was put aside end so.
-const ASIDE: &str = "damaged";
+pub(super) const ASIDE: &str = "damaged";
 
 /// Why a spool cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -167,6 +169,12 @@ pub(super) fn recover(
             segments.insert(*number, segment);
         }
     }
+    // What a killed process wrote lies in the system's memory, and is promised again from now on.
+    for number in segments.keys() {
+        let path = segment::path(folder, *number);
+        disk.sync_file(&path).map_err(OpenError::io(&path))?;
+    }
+    disk.sync_folder(folder).map_err(OpenError::io(folder))?;
     // Also not that of a segment which was put aside.
     let aside = names
         .iter()
@@ -181,11 +189,14 @@ impl Walk<'_> {
         let path = segment::path(self.folder, number);
         let bytes = match read_whole(self.disk, &path) {
             Ok(bytes) => bytes,
-            Err(error) => {
+            // A bad sector stays bad. Anything else passes, or is for somebody to put right.
+            Err(error) if error.raw_os_error() == Some(EIO) => {
                 tracing::error!(path = %path.display(), %error, "a segment of the spool cannot be read and is put aside");
+                self.recovery.damaged += 1;
                 self.put_aside(&path);
                 return Ok(None);
             }
+            Err(error) => return Err(OpenError::io(&path)(error)),
         };
         let (header, half) = match Header::decode(&bytes) {
             Ok(found) => found,
@@ -262,6 +273,7 @@ impl Walk<'_> {
                 let topic = self.topics.entry(place.topic).or_default();
                 topic.next = topic.next.max(place.seq.saturating_add(1));
                 topic.present.insert(place.seq);
+                topic.name.get_or_insert_with(|| Arc::from(stored.topic));
                 segment.note(place, offset);
                 segment.newest = segment.newest.max(stored.accepted);
                 let stub = Stub {
@@ -336,9 +348,7 @@ impl Walk<'_> {
         let mut topics = Topics::default();
         for index in 0..self.topics.keys().next_back().map_or(0, |last| last + 1) {
             let seen = self.topics.remove(&index).unwrap_or_default();
-            // A topic is named before its first message and again at each segment's start. One without a name has lost
-            // both; its messages cannot be sent, and are told as lost.
-            let nameless = seen.name.is_none();
+            // One without a name has no message either.
             let name = seen.name.unwrap_or_else(|| Arc::from(format!("?{index}")));
             let Some(added) = topics.add(name) else { break };
             let Some(topic) = topics.list.get_mut(usize::from(added)) else {
@@ -347,8 +357,7 @@ impl Walk<'_> {
             (topic.next, topic.acked) = (seen.next, seen.acked);
             let mut at = topic.acked.first_missing(0);
             while at < topic.next {
-                let gone = nameless || !seen.present.contains(at);
-                if gone {
+                if !seen.present.contains(at) {
                     self.recovery.lost += 1;
                     topic.acked.insert(at);
                 }

@@ -37,6 +37,8 @@ pub(super) struct Segment {
     pub(super) newest: u64,
     /// Its messages that are still owed to the broker.
     pub(super) owed: u64,
+    /// Whether messages of it were given up since their bytes do not check.
+    pub(super) damaged: bool,
     held: BTreeMap<u16, Held>,
 }
 
@@ -119,6 +121,26 @@ impl Index {
     pub(super) fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Segment>> {
         // Each change is one statement that cannot panic halfway.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The last message of a topic in a segment.
+    pub(super) fn last(&self, segment: u64, topic: u16) -> Option<u64> {
+        let segments = self.lock();
+        segments
+            .get(&segment)?
+            .held
+            .get(&topic)
+            .map(|held| held.last)
+    }
+
+    /// Where in a segment a message is, if that is remembered: it is for each that has none of its topic close before it.
+    pub(super) fn mark(&self, segment: u64, place: Place) -> Option<u64> {
+        let segments = self.lock();
+        let marks = &segments.get(&segment)?.held.get(&place.topic)?.marks;
+        let at = marks
+            .binary_search_by_key(&place.seq, |(seq, _)| *seq)
+            .ok()?;
+        marks.get(at).map(|(_, offset)| *offset)
     }
 
     /// Where the first message of a topic from a number on is; `None` if there is none.

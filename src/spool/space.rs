@@ -5,33 +5,43 @@ use std::io;
 use super::disk::Writable;
 use super::frame::millis;
 use super::log::{Log, SEGMENT_MIN};
+use super::recover::ASIDE;
 use super::segment;
 
 impl Log {
-    /// Makes a segment's file; on a disk that is nearly full a smaller one, once there is nothing to delete.
+    /// Makes the next segment's file; on a disk that is nearly full a smaller one, once there is nothing to delete. With
+    /// `free` it may delete what is done, for which acknowledgements may need a segment of their own.
     pub(super) fn create(
         &mut self,
-        number: u64,
         most: u64,
         least: u64,
-    ) -> io::Result<(Box<dyn Writable>, u64)> {
-        let path = segment::path(&self.folder, number);
+        free: bool,
+    ) -> io::Result<(u64, Box<dyn Writable>, u64)> {
         self.shrink();
         let mut size = most;
         loop {
+            let path = segment::path(&self.folder, self.next);
             match self.disk.create(&path, size) {
+                Ok(file) => {
+                    // A number whose file is there, good or not, is never given again.
+                    self.next += 1;
+                    return Ok((self.next - 1, file, size));
+                }
                 Err(error) if error.kind() == io::ErrorKind::StorageFull => {
-                    let open = self.active.is_some();
-                    if open && self.delete_spent(0, false) || self.sacrifice() {
+                    if free && self.delete_spent(0, false) || self.sacrifice() {
                         continue;
                     }
-                    let smaller = (size / 2).max(SEGMENT_MIN).max(least);
+                    let smaller = (size / 2).max(SEGMENT_MIN).max(least).min(size);
                     if smaller == size {
                         return Err(error);
                     }
                     size = smaller;
                 }
-                made => return made.map(|file| (file, size)),
+                // Something of another kind has the name.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    self.next = self.next.checked_add(1).ok_or(error)?;
+                }
+                Err(error) => return Err(error),
             }
         }
     }
@@ -87,7 +97,17 @@ impl Log {
     fn delete(&mut self, segments: &[u64]) -> bool {
         let mut deleted = false;
         for number in segments.iter().copied() {
-            match self.disk.remove(&segment::path(&self.folder, number)) {
+            let path = segment::path(&self.folder, number);
+            let damaged = self
+                .index
+                .lock()
+                .get(&number)
+                .is_some_and(|one| one.damaged);
+            let removed = match damaged {
+                true => self.disk.rename(&path, &path.with_extension(ASIDE)),
+                false => self.disk.remove(&path),
+            };
+            match removed {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     tracing::warn!(%error, "a segment of the spool is not deleted");
                 }

@@ -63,6 +63,11 @@ impl Desk {
     /// Asks for a written message to be made durable.
     pub(super) fn sync(&self, caller: Caller) {
         let mut inbox = self.lock();
+        if inbox.stop {
+            drop(inbox);
+            caller.refused(Refused::Disk);
+            return;
+        }
         inbox.syncs.push(caller);
         drop(inbox);
         self.wake.notify_one();
@@ -123,7 +128,11 @@ struct Rhythm {
 
 /// Works until the desk is told to stop; what waits then is still written.
 pub(super) fn run(mut log: Log, desk: &Desk, sink: &dyn Sink, gauges: &Gauges) {
-    let mut rhythm = Rhythm::default();
+    let _closed = Closed(desk);
+    let mut rhythm = Rhythm {
+        owed: log.owed() > 0,
+        busy: false,
+    };
     loop {
         let inbox = desk.take(rhythm);
         log.acked(&inbox.acks);
@@ -141,8 +150,26 @@ pub(super) fn run(mut log: Log, desk: &Desk, sink: &dyn Sink, gauges: &Gauges) {
         gauges.set(log.used(), log.owed());
         if inbox.stop {
             log.sync().ok();
-            return;
+            break;
         }
+    }
+}
+
+/// Turns away whoever comes after the writer has ended, well or by a defect.
+struct Closed<'a>(&'a Desk);
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        let mut inbox = self.0.lock();
+        let late = std::mem::take(&mut *inbox);
+        inbox.stop = true;
+        drop(inbox);
+        if std::thread::panicking() {
+            tracing::error!("the spool's thread has a defect; nothing is taken until a restart");
+        }
+        let asks = late.asks.into_iter().map(|ask| ask.caller);
+        asks.chain(late.syncs)
+            .for_each(|caller| caller.refused(Refused::Disk));
     }
 }
 
@@ -154,8 +181,13 @@ fn write(log: &mut Log, asks: Vec<Ask>, sink: &dyn Sink, waiting: &mut Vec<Calle
         let before = log.written();
         let taken = log.append(rest.iter().map(|ask| &ask.entry), &mut places);
         if let Err(why) = taken {
-            rest.iter().for_each(|ask| ask.caller.refused(why));
-            return;
+            // One that is too large takes no other with it.
+            let large = rest.first().is_some_and(|ask| !log.takes(&ask.entry));
+            let refused = if large { 1 } else { rest.len() };
+            let (refused, left) = rest.split_at(refused);
+            refused.iter().for_each(|ask| ask.caller.refused(why));
+            rest = left;
+            continue;
         }
         let (done, left) = rest.split_at(places.len());
         for ((ask, place), lsn) in done.iter().zip(&places).zip(before + 1..) {

@@ -51,9 +51,9 @@ names! {
     /// Labels: `topic`, `outcome` (`replicated`, or the word of the refusal).
     PUBLISHED = "wayside_published_total", "messages given to the broker, by how that ended";
     /// Label: `topic`.
-    PUBLISH_SECONDS = "wayside_publish_seconds", "seconds from a record's sending to the broker's acknowledgement";
+    PUBLISH_SECONDS = "wayside_publish_seconds", "seconds from a record's sending to what releases its 202";
     /// Label: `topic`.
-    PUBLISHED_BYTES = "wayside_published_bytes_total", "bytes of record values given to the broker";
+    PUBLISHED_BYTES = "wayside_published_bytes_total", "bytes of record values that a 202 was given for";
     /// Label: `topic`.
     SLIMMED_BYTES = "wayside_slimmed_bytes_total", "bytes of bodies that stayed out of records";
     /// No label.

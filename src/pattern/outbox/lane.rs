@@ -4,7 +4,7 @@
 //! been answered; then what failed leaves again, before anything later. So a message is never overtaken by a later one
 //! of its key, unless the broker itself refuses just one of them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,28 +21,19 @@ const OUT_MAX: usize = 20_000;
 const CALLERS_MAX: usize = 1024;
 /// The shortest and the longest wait of a topic that the broker refuses.
 const PARKED: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-/// How long a message waits that alone is too large for its topic.
+/// How long a message waits that the broker alone refuses, and how long what it taught of sizes is believed.
 const ASIDE: Duration = Duration::from_secs(60);
 /// The wait after the client had no room, or was being made anew.
 const AGAIN: Duration = Duration::from_millis(50);
 
-/// A message that left, or must leave again.
+/// A message that left and is not over.
 #[derive(Debug)]
 struct Flight {
     id: Uuid,
     bytes: usize,
     caller: Option<Caller>,
-    state: State,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// With the client; unanswered.
-    Out,
-    /// To be sent again.
-    Failed,
-    /// Owed no longer, or put aside.
-    Over,
+    /// With the client, unanswered; else to be sent again.
+    out: bool,
 }
 
 /// What the broker said of one message.
@@ -56,6 +47,8 @@ pub(super) enum Said {
     Refused(Kind),
     /// It refuses the message, or the batch that it was in, as too large.
     TooLarge,
+    /// It refuses this message, whatever it was sent with.
+    Unfit,
 }
 
 /// What follows from an answer.
@@ -67,7 +60,7 @@ pub(super) struct Settled {
     pub(super) caller: Option<Caller>,
     /// Whether it is owed no longer.
     pub(super) over: bool,
-    /// It alone is too large, and is put aside.
+    /// It is put aside.
     pub(super) aside: bool,
     /// It had been put aside before.
     was_aside: bool,
@@ -75,18 +68,37 @@ pub(super) struct Settled {
     pub(super) parked: Option<Kind>,
 }
 
+impl Settled {
+    /// Whether it concerns a message that was put aside, now or before.
+    pub(super) fn is_about_aside(&self) -> bool {
+        self.aside || self.over && self.was_aside
+    }
+}
+
+/// A message that waits for the broker to change its mind.
+#[derive(Debug)]
+struct Aside {
+    id: Uuid,
+    due: Instant,
+    out: bool,
+}
+
 /// One topic.
 #[derive(Debug)]
 pub(super) struct Lane {
+    /// Its index in the spool.
+    pub(super) topic: u16,
     pub(super) name: Arc<str>,
-    /// The first number that is not over.
-    base: u64,
-    /// The messages from `base` on that have left once.
-    flights: VecDeque<Flight>,
-    /// The number of the next message to leave: within `flights` when something failed, at their end otherwise.
+    /// Messages that left and are not over.
+    flights: BTreeMap<u64, Flight>,
+    /// The number of the next message to leave.
     next: u64,
+    /// One past the last that ever left; `next` is before it while what failed is sent again.
+    reached: u64,
     /// One past the last message in the log.
     end: u64,
+    /// From `reached` on: over since an earlier run, or never in the log. In order.
+    done: Vec<Range<u64>>,
     out: usize,
     bytes: usize,
     /// Whether the next message comes from the writer's hand, not from the disk.
@@ -99,28 +111,27 @@ pub(super) struct Lane {
     refused: Option<(Kind, u32)>,
     /// Bytes that may be out, after a batch was too large.
     batch_max: Option<usize>,
-    /// Messages that wait for a larger limit at the broker, and when they are tried again.
-    aside: BTreeMap<u64, (Instant, Uuid)>,
+    /// Bytes that were too large alone, and until when that is believed.
+    too_large: Option<(usize, Instant)>,
+    aside: BTreeMap<u64, Aside>,
     /// Callers of messages that have not left.
     callers: BTreeMap<u64, Caller>,
 }
 
-impl Settled {
-    /// Whether it concerns a message that was put aside, now or before.
-    pub(super) fn is_about_aside(&self) -> bool {
-        self.aside || self.over && self.was_aside
-    }
-}
-
 impl Lane {
-    /// A lane whose messages up to `base` are over, and of whose log `end` is the end.
-    pub(super) fn new(name: Arc<str>, base: u64, end: u64) -> Self {
+    /// A lane of whose log `end` is the end, and of whose messages those in `done` are over.
+    pub(super) fn new(topic: u16, name: Arc<str>, end: u64, done: &[Range<u64>]) -> Self {
+        let first = done.first().filter(|range| range.start == 0);
+        let base = first.map_or(0, |range| range.end).min(end);
+        let done = done.iter().filter(|range| range.end > base).cloned();
         Self {
+            topic,
             name,
-            base,
-            flights: VecDeque::new(),
+            flights: BTreeMap::new(),
             next: base,
+            reached: base,
             end,
+            done: done.collect(),
             out: 0,
             bytes: 0,
             live: base == end,
@@ -128,53 +139,30 @@ impl Lane {
             until: None,
             refused: None,
             batch_max: None,
+            too_large: None,
             aside: BTreeMap::new(),
             callers: BTreeMap::new(),
         }
     }
 
-    /// A lane as an earlier run left it: of its messages up to `end`, those in `done` are over.
-    pub(super) fn left(name: Arc<str>, end: u64, done: &[Range<u64>], now: Instant) -> Self {
-        let first = done.first().filter(|range| range.start == 0);
-        let mut base = first.map_or(0, |range| range.end).min(end);
-        let beyond = || done.iter().filter(|range| range.start > base);
-        let widest = beyond().max_by_key(|range| range.end - range.start);
-        let mut aside = BTreeMap::new();
-        // So many that came after it are over: what is before was put aside, and is again.
-        if let Some(wide) = widest.filter(|range| range.end - range.start > OUT_MAX as u64) {
-            let over = |seq: &u64| done.iter().any(|range| range.contains(seq));
-            let owed = (base..wide.start).filter(|seq| !over(seq));
-            aside = owed.map(|seq| (seq, (now, Uuid::nil()))).collect();
-            base = wide.end;
-        }
-        let mut lane = Self::new(name, base, end);
-        lane.aside = aside;
-        for range in done {
-            lane.skip(range.clone());
-        }
-        lane
-    }
-
-    fn skip(&mut self, done: Range<u64>) {
-        for seq in done.start.max(self.base)..done.end.min(self.end) {
-            while self.base + self.flights.len() as u64 <= seq {
-                self.flights.push_back(Flight {
-                    id: Uuid::nil(),
-                    bytes: 0,
-                    caller: None,
-                    state: State::Failed,
-                });
-            }
-            if let Some(flight) = self.flights.get_mut((seq - self.base) as usize) {
-                flight.state = State::Over;
-            }
-        }
-        self.draining = !self.flights.is_empty();
+    /// A lane that begins with a number.
+    pub(super) fn from(topic: u16, name: Arc<str>, first: u64) -> Self {
+        Self::new(topic, name, first, std::slice::from_ref(&(0..first)))
     }
 
     /// Whether the next message comes from the writer's hand.
     pub(super) fn is_live(&self) -> bool {
         self.live
+    }
+
+    /// Whether a reading thread has something to look at.
+    pub(super) fn is_behind(&self) -> bool {
+        !self.live || self.draining
+    }
+
+    /// Messages that are out.
+    pub(super) fn out(&self) -> usize {
+        self.out
     }
 
     /// Bytes that are out.
@@ -184,7 +172,12 @@ impl Lane {
 
     /// Whether everything in the log is over or put aside.
     pub(super) fn is_empty(&self) -> bool {
-        self.base == self.end
+        self.flights.is_empty() && self.next == self.end
+    }
+
+    /// Whether the broker refuses the topic.
+    pub(super) fn is_refused(&self) -> bool {
+        self.refused.is_some()
     }
 
     /// The numbers to read, if there are some and they may leave; none at all if only the end is to be seen.
@@ -198,22 +191,41 @@ impl Lane {
                 return None;
             }
             self.draining = false;
-            self.next = self.base;
             self.live = false;
+            self.next = self.flights.keys().next().copied().unwrap_or(self.reached);
         }
         (!self.live).then_some(self.next..self.end)
     }
 
     /// When it is worth asking again, if time alone decides.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.until
+        let aside = self.aside.values().filter(|aside| !aside.out);
+        let aside = aside.map(|aside| aside.due).min();
+        self.until.into_iter().chain(aside).min()
     }
 
-    /// Why new messages are better refused at once, and for how long.
-    pub(super) fn refusal(&self, now: Instant) -> Option<(Kind, Duration)> {
+    /// It cannot be read at the moment.
+    pub(super) fn unreadable(&mut self, until: Instant) {
+        self.until = Some(until);
+    }
+
+    /// Why a new message of that size is better refused at once, and for how long.
+    pub(super) fn refusal(&self, bytes: usize, now: Instant) -> Option<(Kind, Duration)> {
+        let large = self
+            .too_large
+            .filter(|(size, until)| bytes >= *size && now < *until);
+        if let Some((_, until)) = large {
+            return Some((Kind::RecordTooLarge, until - now));
+        }
         let (kind, _) = self.refused?;
-        let wait = self.until?.checked_duration_since(now)?;
-        Some((kind, wait))
+        let wait = self
+            .until
+            .and_then(|until| until.checked_duration_since(now));
+        // With something owed to it, the topic is tried with that. With nothing, a new message is the trial.
+        match self.is_empty() {
+            true => wait.map(|wait| (kind, wait)),
+            false => Some((kind, wait.unwrap_or_default())),
+        }
     }
 
     /// The log has a message. True if it leaves at once, by the writer's hand.
@@ -224,10 +236,14 @@ impl Lane {
         caller: &Caller,
         room: usize,
     ) -> bool {
-        let follows = seq == self.end;
+        if seq > self.end {
+            // Numbers of a write that failed: they are nowhere.
+            self.done.push(self.end..seq);
+            self.skip_done();
+        }
         self.end = seq + 1;
-        if self.live && follows && !self.draining && self.until.is_none() && self.fits(bytes, room)
-        {
+        let free = self.live && !self.draining && self.until.is_none();
+        if free && self.next == seq && self.fits(bytes, room) {
             self.leave(id, bytes, Some(caller.clone()));
             return true;
         }
@@ -252,11 +268,8 @@ impl Lane {
         if self.draining || self.until.is_some() {
             return None;
         }
-        let known = usize::try_from(seq - self.base)
-            .ok()
-            .and_then(|at| self.flights.get(at));
-        if known.is_some_and(|flight| flight.state == State::Over) {
-            self.next += 1;
+        if self.is_over(seq) {
+            self.step(seq);
             return Some(false);
         }
         if !self.fits(bytes, room) {
@@ -267,32 +280,54 @@ impl Lane {
         Some(true)
     }
 
-    /// Counts the numbers up to `seq` that were not read, and so are not in the log, as over; tells which those are.
+    /// Counts the numbers up to `seq` that were not read, and so are not in the log, as over. Tells which of them were
+    /// owed: they cannot be read any more.
     pub(super) fn pass(&mut self, seq: u64) -> Vec<u64> {
         let mut gone = Vec::new();
         while self.next < seq.min(self.end) && !self.draining {
-            gone.extend(self.pass_one());
+            let number = self.next;
+            if !self.is_over(number) {
+                let caller = self
+                    .flights
+                    .remove(&number)
+                    .and_then(|flight| flight.caller);
+                let caller = caller.or_else(|| self.callers.remove(&number));
+                // It is not kept after all; a caller that still waits must not be told that it is.
+                if caller.is_none_or(|caller| !caller.returned(Kind::Spool)) {
+                    gone.push(number);
+                }
+            }
+            self.step(number);
         }
         gone
     }
 
-    fn pass_one(&mut self) -> Option<u64> {
-        let seq = self.next;
-        self.next += 1;
-        let at = usize::try_from(seq - self.base).ok()?;
-        match self.flights.get_mut(at) {
-            Some(flight) if flight.state == State::Over => return None,
-            Some(flight) => flight.state = State::Over,
-            None => self.flights.push_back(Flight {
-                id: Uuid::nil(),
-                bytes: 0,
-                caller: None,
-                state: State::Over,
-            }),
+    /// Whether a number from `next` on is owed no longer.
+    fn is_over(&self, seq: u64) -> bool {
+        match seq < self.reached {
+            true => !self.flights.contains_key(&seq),
+            false => self.done.iter().any(|range| range.contains(&seq)),
         }
-        self.callers.remove(&seq);
-        self.advance();
-        Some(seq)
+    }
+
+    /// The next number is the one after this.
+    fn step(&mut self, seq: u64) {
+        self.next = seq + 1;
+        self.reached = self.reached.max(self.next);
+        self.skip_done();
+    }
+
+    /// Goes past numbers that are over, without looking at each.
+    fn skip_done(&mut self) {
+        while let Some(range) = self.done.first().cloned() {
+            if range.end > self.reached {
+                if self.next < self.reached || !range.contains(&self.next) {
+                    return;
+                }
+                (self.next, self.reached) = (range.end, range.end);
+            }
+            self.done.remove(0);
+        }
     }
 
     /// Everything that was read has left: the writer's hand takes over if the log has nothing more.
@@ -306,7 +341,7 @@ impl Lane {
             return true;
         }
         // A refused topic is tried with one message.
-        if self.refused.is_some() || self.out >= OUT_MAX {
+        if self.refused.is_some() || self.flights.len() >= OUT_MAX {
             return false;
         }
         let most = self.batch_max.unwrap_or(usize::MAX);
@@ -314,50 +349,34 @@ impl Lane {
     }
 
     fn leave(&mut self, id: Uuid, bytes: usize, caller: Option<Caller>) {
+        let seq = self.next;
+        let before = self.flights.remove(&seq).and_then(|flight| flight.caller);
         let flight = Flight {
             id,
             bytes,
-            caller,
-            state: State::Out,
+            caller: before.or(caller),
+            out: true,
         };
-        let at = (self.next - self.base) as usize;
-        match self.flights.get_mut(at) {
-            Some(again) => {
-                let caller = again.caller.take();
-                *again = Flight {
-                    caller: caller.or(flight.caller),
-                    ..flight
-                };
-            }
-            None => self.flights.push_back(flight),
-        }
-        self.next += 1;
+        self.flights.insert(seq, flight);
         self.out += 1;
         self.bytes += bytes;
+        self.step(seq);
     }
 
-    /// The number that a tag's lower half means.
+    /// The number that a tag's lower half means: the nearest to those that are out.
     pub(super) fn seq(&self, low: u32) -> u64 {
-        let ahead = low.wrapping_sub(self.base as u32);
-        // What is out is far less than half of what 32 bits can tell apart; a message put aside may lie behind.
-        if ahead < 1 << 31 {
-            self.base + u64::from(ahead)
-        } else {
-            self.base
-                .saturating_sub(u64::from(low.wrapping_neg().wrapping_add(self.base as u32)))
+        let behind = (self.reached as u32).wrapping_sub(low);
+        // What is out is far less than half of what 32 bits can tell apart.
+        match behind < 1 << 31 {
+            true => self.reached.saturating_sub(u64::from(behind)),
+            false => self.reached + u64::from(behind.wrapping_neg()),
         }
     }
 
     /// The broker's answer to a message.
     pub(super) fn settle(&mut self, seq: u64, said: Said, now: Instant) -> Settled {
-        let at = seq
-            .checked_sub(self.base)
-            .and_then(|at| usize::try_from(at).ok());
-        let Some(flight) = at
-            .and_then(|at| self.flights.get_mut(at))
-            .filter(|flight| flight.state == State::Out)
-        else {
-            return self.settle_aside(seq, said);
+        let Some(mut flight) = self.flights.remove(&seq).filter(|flight| flight.out) else {
+            return self.settle_aside(seq, said, now);
         };
         self.out -= 1;
         self.bytes -= flight.bytes;
@@ -365,47 +384,41 @@ impl Lane {
             id: Some(flight.id),
             ..Settled::default()
         };
-        let returned = match said {
-            Said::Taken(..) | Said::Again => false,
-            Said::Refused(kind) => flight
-                .caller
-                .take_if(|caller| caller.returned(kind))
-                .is_some(),
-            // Of several it is not known which was too large.
-            Said::TooLarge if self.out > 0 || self.draining => false,
-            Said::TooLarge => {
-                let kind = Kind::RecordTooLarge;
-                flight
-                    .caller
-                    .take_if(|caller| caller.returned(kind))
-                    .is_some()
-            }
+        // Of several it is not known which was too large.
+        let alone = match said {
+            Said::TooLarge => self.out == 0 && !self.draining,
+            other => other == Said::Unfit,
         };
-        flight.state = match said {
-            _ if returned => State::Over,
-            Said::Taken(..) => State::Over,
-            Said::TooLarge if self.out == 0 && !self.draining => {
-                settled.aside = true;
-                State::Over
-            }
-            _ => State::Failed,
+        let refused = match said {
+            Said::Refused(kind) => Some(kind),
+            Said::TooLarge if alone => Some(Kind::RecordTooLarge),
+            Said::Unfit => Some(Kind::BrokerRefused),
+            Said::Taken(..) | Said::Again | Said::TooLarge => None,
         };
-        let flight_is_over = flight.state == State::Over;
-        settled.over = flight_is_over && !settled.aside;
-        if flight_is_over {
-            settled.caller = flight.caller.take();
-        }
-        if settled.aside {
-            let id = settled.id.unwrap_or_default();
-            // At once: whoever tries it again tells of it.
-            self.aside.insert(seq, (now, id));
-        }
-        if said == Said::TooLarge && flight_is_over {
+        let returned = refused.is_some_and(|kind| {
+            let caller = flight.caller.take_if(|caller| caller.returned(kind));
+            caller.is_some()
+        });
+        settled.over = returned || matches!(said, Said::Taken(..));
+        settled.aside = alone && !returned;
+        if alone && said == Said::TooLarge {
             // It was this one, so the others may go together again.
             self.batch_max = None;
+            self.too_large = Some((flight.bytes, now + ASIDE));
         }
-        self.follow(said, now, &mut settled);
-        self.advance();
+        if settled.aside {
+            let (id, due, out) = (flight.id, now, false);
+            self.aside.insert(seq, Aside { id, due, out });
+        }
+        if settled.over {
+            settled.caller = flight.caller.take();
+        } else if !settled.aside {
+            flight.out = false;
+            self.flights.insert(seq, flight);
+        }
+        if !alone {
+            self.follow(said, now, &mut settled);
+        }
         settled
     }
 
@@ -417,7 +430,7 @@ impl Lane {
                     self.until = None;
                 }
             }
-            Said::Again => self.draining = true,
+            Said::Again | Said::Unfit => self.draining = true,
             Said::Refused(kind) => {
                 // All that was out at the time fails for one reason, which counts once.
                 if !self.draining || self.refused.is_none() {
@@ -431,7 +444,6 @@ impl Lane {
                 }
                 self.draining = true;
             }
-            Said::TooLarge if settled.over || settled.aside => {}
             Said::TooLarge => {
                 // Half of what was out: in the end one at a time, and that one is told from the others.
                 if !self.draining {
@@ -442,21 +454,35 @@ impl Lane {
         }
     }
 
-    fn settle_aside(&mut self, seq: u64, said: Said) -> Settled {
+    fn settle_aside(&mut self, seq: u64, said: Said, now: Instant) -> Settled {
         let taken = matches!(said, Said::Taken(..));
-        let aside = taken.then(|| self.aside.remove(&seq)).flatten();
+        let id = match self.aside.get_mut(&seq) {
+            Some(aside) if !taken => {
+                (aside.out, aside.due) = (false, now + ASIDE);
+                None
+            }
+            Some(aside) => Some(aside.id),
+            None => None,
+        };
+        if id.is_some() {
+            self.aside.remove(&seq);
+            self.too_large = None;
+        }
         Settled {
-            over: aside.is_some(),
+            over: id.is_some(),
             was_aside: true,
-            id: aside.map(|(_, id)| id),
+            id,
             ..Settled::default()
         }
     }
 
-    /// A message that was put aside and is to be tried again now.
+    /// A message that was put aside and is to be tried again now; one at a time.
     pub(super) fn aside(&mut self, now: Instant) -> Option<u64> {
-        let (seq, (due, _)) = self.aside.iter_mut().find(|(_, (due, _))| *due <= now)?;
-        *due = now + ASIDE;
+        if self.aside.is_empty() || self.aside.values().any(|aside| aside.out) {
+            return None;
+        }
+        let (seq, aside) = self.aside.iter_mut().find(|(_, aside)| aside.due <= now)?;
+        aside.out = true;
         Some(*seq)
     }
 
@@ -473,27 +499,13 @@ impl Lane {
 
     /// The client is gone: all that is out leaves again.
     pub(super) fn lost(&mut self, now: Instant) {
-        for flight in &mut self.flights {
-            if flight.state == State::Out {
-                flight.state = State::Failed;
-            }
-        }
+        self.flights
+            .values_mut()
+            .for_each(|flight| flight.out = false);
+        self.aside.values_mut().for_each(|aside| aside.out = false);
         (self.out, self.bytes) = (0, 0);
-        self.draining = !self.flights.is_empty();
-        self.live &= !self.draining;
-        self.until = Some(now + AGAIN);
-    }
-
-    fn advance(&mut self) {
-        while self
-            .flights
-            .front()
-            .is_some_and(|first| first.state == State::Over)
-        {
-            self.flights.pop_front();
-            self.base += 1;
-        }
-        self.next = self.next.max(self.base);
+        self.draining |= !self.flights.is_empty();
+        self.until = Some(self.until.unwrap_or(now).max(now + AGAIN));
     }
 }
 

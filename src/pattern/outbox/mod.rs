@@ -23,19 +23,22 @@ use crate::kafka::producer::{self, Outgoing, Producer, PublishError, Reports};
 use crate::kafka::record;
 use crate::lifecycle::crash;
 use crate::messages::{Event, Timelines, What};
-use crate::spool::{Ack, Entry, Opened, Place, Reader, Sink, Spool, TopicLeft, Written};
+use crate::spool::{Ack, Entry, Opened, Place, Reader, Sink, Spool, Written};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::names;
 use crate::telemetry::trace::Trace;
 
 /// Bytes read back at a time.
 const READ_BYTES: usize = 512 << 10;
+/// How long a disk that cannot be read is left alone.
+const UNREADABLE: Duration = Duration::from_secs(1);
 /// The longest sleep of the thread.
 const IDLE: Duration = Duration::from_secs(1);
 
 /// The way from the spool to the broker.
 pub struct Outbox {
     shared: Arc<Shared>,
+    producer: Arc<Producer>,
     spool: Arc<Spool>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -60,6 +63,8 @@ struct Meters {
 
 struct Lanes {
     list: Vec<Lane>,
+    /// Where a topic's lane is, by its index in the spool.
+    at: Vec<Option<usize>>,
     by_name: HashMap<Arc<str>, usize>,
     /// Bytes that are out, over all of them.
     used: usize,
@@ -73,6 +78,7 @@ impl Shared {
         Arc::new(Self {
             lanes: Mutex::new(Lanes {
                 list: Vec::new(),
+                at: Vec::new(),
                 by_name: HashMap::new(),
                 used: 0,
                 generation: 0,
@@ -99,16 +105,16 @@ impl Outbox {
     pub fn start(
         shared: Arc<Shared>,
         opened: Opened,
-        producer: &Arc<Producer>,
+        producer: Arc<Producer>,
     ) -> std::io::Result<Self> {
         {
             let mut lanes = shared.lock();
-            opened
-                .topics
-                .iter()
-                .for_each(|topic| lanes.add(left(topic)));
+            for topic in &opened.topics {
+                let name = Arc::clone(&topic.name);
+                lanes.add(Lane::new(topic.index, name, topic.next, &topic.done));
+            }
         }
-        shared.producer.set(Arc::downgrade(producer)).ok();
+        shared.producer.set(Arc::downgrade(&producer)).ok();
         let sink: Arc<dyn Sink> = Arc::clone(&shared) as _;
         let spool = Arc::new(opened.start(sink)?);
         shared.spool.set(Arc::downgrade(&spool)).ok();
@@ -118,25 +124,38 @@ impl Outbox {
             .spawn(move || at.run(&log))?;
         Ok(Self {
             shared,
+            producer,
             spool,
             thread: Mutex::new(Some(thread)),
         })
     }
 
+    /// The client that it sends by.
+    pub fn producer(&self) -> &Producer {
+        &self.producer
+    }
+
+    /// Messages that are with the client.
+    pub fn waiting(&self) -> usize {
+        self.shared.lock().list.iter().map(Lane::out).sum()
+    }
+
     /// The log.
-    pub fn spool(&self) -> &Spool {
+    pub fn spool(&self) -> &Arc<Spool> {
         &self.spool
     }
 
-    /// Why a message to this topic had better not be taken: the broker refuses the topic, and what is owed to it waits.
+    /// Why a message of that size to this topic had better not be taken: the broker refuses the topic, and what is owed to
+    /// it waits, or it found one of that size too large.
     ///
     /// # Errors
     /// That refusal.
-    pub fn check(&self, topic: &str) -> Result<(), Error> {
+    pub fn check(&self, topic: &str, bytes: usize) -> Result<(), Error> {
         let lanes = self.shared.lock();
         let lane = lanes.by_name.get(topic).and_then(|at| lanes.list.get(*at));
-        match lane.and_then(|lane| lane.refusal(Instant::now())) {
+        match lane.and_then(|lane| lane.refusal(bytes, Instant::now())) {
             None => Ok(()),
+            Some((Kind::RecordTooLarge, _)) => Err(PublishError::TooLarge.into()),
             Some((kind, wait)) => {
                 let detail = "the broker refuses the topic; it is tried again";
                 Err(Error::new(kind, detail).after(wait.max(Duration::from_secs(1))))
@@ -146,12 +165,14 @@ impl Outbox {
 
     /// Waits until nothing is owed to the broker, at most until the deadline and only while it answers. True if nothing
     /// is left.
-    pub async fn flush(&self, producer: &Producer, deadline: Instant) -> bool {
+    pub async fn flush(&self, deadline: Instant) -> bool {
         loop {
-            if self.shared.lock().list.iter().all(Lane::is_empty) {
-                return true;
+            // A topic that is refused will not be empty in time.
+            let empty = |lane: &Lane| lane.is_empty() || lane.is_refused();
+            if self.shared.lock().list.iter().all(empty) {
+                return self.shared.lock().list.iter().all(Lane::is_empty);
             }
-            if producer.is_away() || Instant::now() >= deadline {
+            if self.producer.is_away() || Instant::now() >= deadline {
                 return false;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -182,6 +203,7 @@ impl Drop for Outbox {
 
 /// What a topic's messages come from, and those that were read and could not leave yet.
 struct Feed {
+    topic: u16,
     reader: Reader,
     read: VecDeque<(u64, Entry)>,
 }
@@ -194,15 +216,20 @@ enum Task {
     Read(Range<u64>),
 }
 
-fn left(topic: &TopicLeft) -> Lane {
-    let name = Arc::clone(&topic.name);
-    Lane::left(name, topic.next, &topic.done, Instant::now())
-}
-
 impl Lanes {
-    fn add(&mut self, lane: Lane) {
-        self.by_name.insert(Arc::clone(&lane.name), self.list.len());
+    fn add(&mut self, lane: Lane) -> usize {
+        let (at, topic) = (self.list.len(), usize::from(lane.topic));
+        self.by_name.insert(Arc::clone(&lane.name), at);
+        self.at.resize(self.at.len().max(topic + 1), None);
+        if let Some(place) = self.at.get_mut(topic) {
+            *place = Some(at);
+        }
         self.list.push(lane);
+        at
+    }
+
+    fn find(&self, topic: u16) -> Option<usize> {
+        self.at.get(usize::from(topic)).copied().flatten()
     }
 
     /// Bytes of room that a lane may still take: never more than what is left over, so that no topic takes all of it.
@@ -268,7 +295,9 @@ impl Shared {
                 tracing::debug!(%error, "the client takes no record at the moment");
                 let mut lanes = self.lock();
                 let now = Instant::now();
-                lanes.change(place.topic.into(), |lane| lane.not_taken(place.seq, now));
+                if let Some(at) = lanes.find(place.topic) {
+                    lanes.change(at, |lane| lane.not_taken(place.seq, now));
+                }
                 self.wake.notify_all();
             }
             // Refused on the spot: as if the broker had.
@@ -287,7 +316,8 @@ impl Shared {
             }
             for lane in lanes.list.iter().skip(feeds.len()) {
                 feeds.push(Feed {
-                    reader: spool.reader(feeds.len() as u16, Arc::clone(&lane.name)),
+                    topic: lane.topic,
+                    reader: spool.reader(lane.topic, Arc::clone(&lane.name)),
                     read: VecDeque::new(),
                 });
             }
@@ -319,7 +349,7 @@ impl Shared {
 
     /// Sends a topic's next messages, as many as may go.
     fn catch_up(&self, feed: &mut Feed, index: usize, wanted: Range<u64>) {
-        let topic = index as u16;
+        let topic = feed.topic;
         // What was read for another number is of no use: something failed in between.
         feed.read.retain(|(seq, _)| *seq >= wanted.start);
         if feed
@@ -330,7 +360,15 @@ impl Shared {
             feed.read.clear();
         }
         if feed.read.is_empty() && !wanted.is_empty() {
-            feed.read = feed.reader.read(wanted.start, READ_BYTES).into();
+            match feed.reader.read(wanted.start, READ_BYTES) {
+                Ok(read) => feed.read = read.into(),
+                Err(error) => {
+                    tracing::error!(%error, "the spool cannot be read; it is tried again");
+                    let until = Instant::now() + UNREADABLE;
+                    self.lock().change(index, |lane| lane.unreadable(until));
+                    return;
+                }
+            }
         }
         let nothing = feed.read.is_empty();
         while let Some((seq, entry)) = feed.read.front() {
@@ -364,27 +402,32 @@ impl Shared {
                 Vec::new()
             };
             lane.caught_up();
-            gone
+            (gone, lane.is_live())
         });
         drop(lanes);
-        self.give_up(topic, &gone.unwrap_or_default());
+        let (gone, live) = gone.unwrap_or_default();
+        if live {
+            feed.reader.rest();
+        }
+        self.give_up(topic, &gone);
     }
 
     fn try_aside(&self, feed: &mut Feed, index: usize, seq: u64) {
-        let found = feed
-            .reader
-            .read(seq, 0)
-            .into_iter()
-            .find(|(at, _)| *at == seq);
-        let Some((_, entry)) = found else { return };
+        let found = feed.reader.read(seq, 0).unwrap_or_default();
+        let Some((_, entry)) = found.into_iter().find(|(at, _)| *at == seq) else {
+            let now = Instant::now();
+            self.lock()
+                .change(index, |lane| lane.settle(seq, Said::Again, now));
+            return;
+        };
         let place = Place {
-            topic: index as u16,
+            topic: feed.topic,
             seq,
         };
         let tag = self.lock().tag(place);
         tracing::error!(
             id = %entry.id, topic = &*entry.topic, trace = trace(&entry),
-            "a message in the spool is too large for its topic; it waits aside and is tried again each minute"
+            "the broker refuses a message in the spool, as too large or invalid; it waits aside and is tried again each minute"
         );
         self.offer(&entry, place, tag);
     }
@@ -401,7 +444,7 @@ impl Shared {
         self.meters.gone.increment(gone.len() as u64);
         let given_up = |seq: &u64| Ack {
             place: Place { topic, seq: *seq },
-            partition: -1,
+            partition: Ack::LOST,
             offset: -1,
         };
         self.acked(&gone.iter().map(given_up).collect::<Vec<_>>());
@@ -426,7 +469,7 @@ impl Shared {
         if settled.over {
             let (partition, offset) = match said {
                 Said::Taken(partition, offset) => (partition, offset),
-                _ => (-1, -1),
+                _ => (Ack::VOID, -1),
             };
             self.acked(&[Ack {
                 place,
@@ -444,12 +487,11 @@ impl Sink for Shared {
             entry,
             caller,
         } = written;
-        let index = usize::from(place.topic);
         let mut lanes = self.lock();
-        while lanes.list.len() <= index {
-            // Topics are numbered in the order in which they first come.
-            lanes.add(Lane::new(Arc::clone(&entry.topic), 0, 0));
-        }
+        let index = match lanes.find(place.topic) {
+            Some(index) => index,
+            None => lanes.add(Lane::from(place.topic, Arc::clone(&entry.topic), place.seq)),
+        };
         let room = lanes.room(self.room, index);
         let tag = lanes.tag(place);
         let bytes = outgoing(entry).bytes();
@@ -474,7 +516,10 @@ impl Reports for Shared {
         }
         let topic = (tag >> 32) as u16;
         let now = Instant::now();
-        let answered = lanes.change(topic.into(), |lane| {
+        let Some(index) = lanes.find(topic) else {
+            return;
+        };
+        let answered = lanes.change(index, |lane| {
             let seq = lane.seq(tag as u32);
             let settled = lane.settle(seq, said, now);
             if let Some(kind) = settled.parked {
@@ -485,12 +530,12 @@ impl Reports for Shared {
                     "the broker refuses the topic; what is owed to it waits in the spool"
                 );
             }
-            (seq, settled, lane.is_live())
+            (seq, settled, lane.is_behind())
         });
-        let Some((seq, settled, live)) = answered else {
+        let Some((seq, settled, behind)) = answered else {
             return;
         };
-        if !live {
+        if behind || settled.aside {
             self.wake.notify_all();
         }
         if settled.is_about_aside() {
@@ -517,6 +562,7 @@ fn said(outcome: producer::Outcome) -> Said {
         Err(PublishError::TopicUnknown) => Said::Refused(Kind::TopicUnknown),
         Err(PublishError::Refused(_)) => Said::Refused(Kind::BrokerRefused),
         Err(PublishError::TooLarge) => Said::TooLarge,
+        Err(PublishError::Invalid) => Said::Unfit,
         Err(
             PublishError::QueueFull
             | PublishError::BrokerAway

@@ -175,3 +175,20 @@ fn a_body_that_looks_like_a_message_is_not_taken_for_one_after_damage() {
     );
     assert!(found.owed().len() <= before + 2);
 }
+
+#[test]
+fn a_damaged_word_about_a_topic_takes_none_of_its_messages() {
+    let disk = SimDisk::new(9, 64 << 20);
+    let mut spool = open(&disk, MAX).expect("readable");
+    let entries: Vec<_> = (0..20).map(|n| entry("a", n, 30)).collect();
+    spool.append(&entries).expect("written");
+    spool.log.sync().expect("synced");
+    let path = segments(&disk).remove(0);
+    let mut bytes = disk.bytes(&path);
+    bytes[1024 + 20] ^= 1;
+    disk.put(&path, &bytes);
+    let found = open(&disk, MAX).expect("it goes on");
+    assert_eq!((found.recovery.owed, found.recovery.lost), (20, 0));
+    assert!(found.recovery.damaged > 0);
+    assert_eq!(found.owed().len(), 20);
+}

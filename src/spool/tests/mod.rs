@@ -117,7 +117,7 @@ impl Open {
             let mut reader = self.reader(topic, name);
             let mut from = 0;
             while from < *next {
-                let batch = reader.read(from, 4096);
+                let batch = reader.read(from, 4096).expect("readable");
                 let Some((last, _)) = batch.last() else { break };
                 from = last + 1;
                 for (seq, entry) in batch {
@@ -360,4 +360,151 @@ fn a_message_that_was_taken_back_is_not_known_to_the_next_run() {
     let known: Vec<_> = again.recovery.known.iter().map(|known| known.id).collect();
     assert_eq!(known, [entries[0].id, entries[2].id]);
     assert_eq!(again.recovery.owed, 2);
+}
+
+#[test]
+fn a_spool_that_is_full_and_started_again_and_again_takes_messages_once_there_is_room() {
+    let disk = SimDisk::new(1, 64 << 20);
+    let max = 4 << 20;
+    let mut n = 0;
+    for _ in 0..5 {
+        let mut spool = open(&disk, max).expect("readable");
+        while spool.append(&[entry("a", n, 20_000)]).is_ok() {
+            n += 1;
+        }
+        assert!(spool.log.used() <= max + (64 << 10), "{}", spool.log.used());
+        spool.log.sync().expect("the disk is well");
+    }
+    let mut spool = open(&disk, max).expect("readable");
+    let owed: Vec<_> = spool.owed().into_iter().map(|(place, _)| place).collect();
+    assert_eq!(owed.len() as u64, n);
+    for part in owed.chunks(7) {
+        spool.ack(part);
+        spool.log.tidy();
+    }
+    spool
+        .append(&[entry("a", n, 20_000)])
+        .expect("there is room again");
+    spool.log.sync().expect("the disk is well");
+    let again = open(&disk, max).expect("readable");
+    assert_eq!((again.recovery.owed, again.recovery.lost), (1, 0));
+}
+
+#[test]
+fn a_spool_that_was_made_smaller_than_what_is_in_it_empties_and_goes_on() {
+    let disk = SimDisk::new(1, 64 << 20);
+    let mut spool = open(&disk, 16 << 20).expect("an empty folder");
+    let entries: Vec<_> = (0..600).map(|n| entry("a", n, 20_000)).collect();
+    let places = spool.append(&entries).expect("there is room");
+    spool.log.sync().expect("the disk is well");
+    let mut spool = open(&disk, 4 << 20).expect("readable");
+    assert_eq!(spool.append(&[entry("a", 600, 100)]), Err(Refused::Full));
+    for part in places.chunks(50) {
+        spool.ack(part);
+        spool.log.tidy();
+    }
+    spool
+        .append(&[entry("a", 600, 100)])
+        .expect("there is room again");
+    assert_eq!(
+        open(&disk.copy(), 4 << 20).expect("readable").recovery.owed,
+        1
+    );
+}
+
+#[test]
+fn a_full_spool_of_many_topics_is_freed_without_a_restart() {
+    let disk = SimDisk::new(1, 64 << 20);
+    let mut spool = open(&disk, 4 << 20).expect("an empty folder");
+    let (mut places, mut n) = (Vec::new(), 0);
+    while let Ok(new) = spool.append(&[entry(&format!("topic-{}", n % 600), n, 1000)]) {
+        places.extend(new);
+        n += 1;
+    }
+    assert!(n > 1000, "{n}");
+    for part in places.chunks(20) {
+        spool.ack(part);
+        spool.log.tidy();
+    }
+    spool
+        .append(&[entry("topic-1", n, 1000)])
+        .expect("there is room again");
+}
+
+#[test]
+fn a_first_write_that_fails_gives_its_topic_s_number_to_no_other() {
+    let disk = SimDisk::new(1, 64 << 20);
+    let mut spool = open(&disk, MAX).expect("an empty folder");
+    spool.append(&[entry("x", 0, 10)]).expect("written");
+    disk.faults(1);
+    assert!(spool.append(&[entry("a", 1, 10)]).is_err());
+    disk.faults(0);
+    disk.advance(Duration::from_secs(2));
+    let b = spool.append(&[entry("b", 2, 10)]).expect("written")[0];
+    let a = spool.append(&[entry("a", 3, 10)]).expect("written")[0];
+    assert_ne!(a.topic, b.topic);
+    spool.log.sync().expect("the disk is well");
+    let again = open(&disk, MAX).expect("readable");
+    let owed: Vec<_> = again
+        .owed()
+        .iter()
+        .map(|(_, entry)| (entry.topic.to_string(), number(entry)))
+        .collect();
+    for (topic, number) in [("x", 0), ("a", 3), ("b", 2)] {
+        assert!(owed.contains(&(topic.to_owned(), number)), "{owed:?}");
+    }
+}
+
+#[test]
+fn acknowledgements_for_which_there_was_no_room_are_not_forgotten() {
+    let disk = SimDisk::new(1, 64 << 20);
+    let mut spool = open(&disk, 4 << 20).expect("an empty folder");
+    let entries: Vec<_> = (0..6000).map(|n| entry("a", n, 100)).collect();
+    let places = spool.append(&entries).expect("there is room");
+    spool.ack(&places[..5000]);
+    spool.log.tidy();
+    spool.ack(&places[5000..5010]);
+    spool.log.tidy();
+    disk.advance(KEEP * 2);
+    spool.log.tidy();
+    let again = open(&disk, 4 << 20).expect("readable");
+    assert_eq!(again.recovery.lost, 0);
+    assert!(again.recovery.owed <= 6000 - 10, "{}", again.recovery.owed);
+}
+
+#[test]
+fn a_disk_that_cannot_be_read_for_a_moment_costs_no_message() {
+    let disk = SimDisk::new(1, 64 << 20);
+    let mut spool = open(&disk, MAX).expect("an empty folder");
+    let entries: Vec<_> = (0..100).map(|n| entry("a", n, 20_000)).collect();
+    spool.append(&entries).expect("written");
+    assert!(segments(&disk).len() > 2);
+    let name = Arc::from("a");
+    let mut reader = spool.reader(0, &name);
+    let mut read = Vec::new();
+    while read.len() < 100 {
+        disk.opens(read.len() % 3 == 0);
+        let from = read.len() as u64;
+        match reader.read(from, 30_000) {
+            Ok(batch) => read.extend(batch.into_iter().map(|(seq, _)| seq)),
+            Err(_) => disk.opens(true),
+        }
+        reader.rest();
+        disk.opens(true);
+        let from = read.len() as u64;
+        read.extend(
+            reader
+                .read(from, 0)
+                .expect("readable")
+                .into_iter()
+                .map(|(seq, _)| seq),
+        );
+    }
+    assert_eq!(read, (0..100).collect::<Vec<_>>());
+    // At the start too: what cannot be read at the moment is no damage.
+    disk.opens(false);
+    assert!(matches!(open(&disk, MAX), Err(OpenError::Io { .. })));
+    disk.opens(true);
+    assert_eq!(open(&disk, MAX).expect("readable").recovery.owed, 100);
+    assert!(aside(&disk).is_empty());
 }

@@ -239,6 +239,7 @@ fn a_restart_right_after_a_new_segment_goes_on_where_it_was() {
         let (last, _) = spool
             .reader(0, &name)
             .read(n - 1, 10)
+            .expect("readable")
             .pop()
             .expect("it is read");
         assert_eq!(last, n - 1);

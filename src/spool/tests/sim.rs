@@ -25,6 +25,8 @@ struct State {
     clock: Duration,
     /// One write or sync in so many fails; never, if 0.
     faults: u32,
+    /// Whether files can be opened.
+    opens: bool,
     /// Whether folders are made durable when they are synced. A disk that does not is what one test is about.
     pub(super) ops: Vec<String>,
 }
@@ -46,6 +48,7 @@ impl SimDisk {
             capacity,
             clock: Duration::from_secs(1_800_000_000),
             faults: 0,
+            opens: true,
             ops: Vec::new(),
         })))
     }
@@ -57,6 +60,11 @@ impl SimDisk {
     /// From now on one write or sync in so many fails.
     pub(super) fn faults(&self, one_in: u32) {
         self.lock().faults = one_in;
+    }
+
+    /// Whether files can be opened from now on.
+    pub(super) fn opens(&self, opens: bool) {
+        self.lock().opens = opens;
     }
 
     pub(super) fn advance(&self, time: Duration) {
@@ -222,6 +230,10 @@ impl Disk for SimDisk {
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn Readable>> {
         let state = self.lock();
+        if !state.opens {
+            // Too many open files.
+            return Err(io::Error::from_raw_os_error(24));
+        }
         let file = *state.entries.get(path).ok_or(io::ErrorKind::NotFound)?;
         Ok(Box::new(Handle {
             disk: self.clone(),
@@ -235,6 +247,15 @@ impl Disk for SimDisk {
         state.ops.push("sync folder".into());
         state.fault()?;
         state.durable = state.entries.clone();
+        Ok(())
+    }
+
+    fn sync_file(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.lock();
+        state.fault()?;
+        let file = *state.entries.get(path).ok_or(io::ErrorKind::NotFound)?;
+        let file = state.files.get_mut(&file).expect("it is there");
+        file.durable = file.seen.clone();
         Ok(())
     }
 
