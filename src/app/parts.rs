@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::kafka::client::Bootstrap;
 use crate::kafka::embedded::Embedded;
 use crate::kafka::producer::{Producer, Reports};
+use crate::lifecycle;
 use crate::messages::keys::{Keys, Promised};
 use crate::messages::{Event, Timelines, What};
 use crate::pattern::ReplayBudget;
@@ -22,6 +23,10 @@ use crate::telemetry::names;
 use crate::telemetry::spans::{Source, Spans};
 use crate::tls::{Identity, LoadError};
 use crate::upstream;
+
+/// The share of the memory limit that what waits for the broker may take, and what it always may.
+const MEMORY_SHARE: u64 = 8;
+const QUEUE_LEAST: usize = 1 << 20;
 
 /// The shared parts.
 pub(crate) struct Parts {
@@ -139,6 +144,7 @@ fn broker(
             (embedded.bootstrap(), Some(embedded))
         }
     };
+    let kafka = &within_memory(kafka.clone(), lifecycle::memory_limit());
     let keys = Arc::new(Keys::new(config.messages));
     // Opened before the broker's client is made: what it refuses must leave nothing behind.
     let opened = config.spool.as_ref().map(|rule| {
@@ -183,6 +189,22 @@ fn broker(
     })
 }
 
+/// What waits for the broker takes no more than an eighth of the memory that the process may use: an outage must not end
+/// it.
+fn within_memory(mut kafka: Kafka, memory: Option<u64>) -> Kafka {
+    let most = memory.and_then(|memory| usize::try_from(memory / MEMORY_SHARE).ok());
+    if let Some(most) = most.filter(|most| *most < kafka.queue_max) {
+        let (configured, used) = (kafka.queue_max, most.max(QUEUE_LEAST));
+        tracing::warn!(
+            configured,
+            used,
+            "kafka.queue_max is cut to an eighth of the container's memory"
+        );
+        kafka.queue_max = used;
+    }
+    kafka
+}
+
 /// Puts back what an earlier run's spool tells: timelines and idempotency keys.
 fn remember(recovery: &Recovery, timelines: &Timelines, keys: &Keys, metrics: &Metrics) {
     if recovery.owed > 0 {
@@ -217,5 +239,27 @@ fn remember(recovery: &Recovery, timelines: &Timelines, keys: &Keys, metrics: &M
         if let (Some(proof), Some(promised)) = (known.proof, promised) {
             keys.restore(known.id, proof, promised, known.accepted);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_queue_to_the_broker_follows_the_memory_of_the_container() {
+        let queue = |memory| {
+            let kafka = Kafka {
+                cluster: Cluster::Embedded,
+                properties: Vec::new(),
+                queue_max: 32 << 20,
+                replies: None,
+            };
+            within_memory(kafka, memory).queue_max
+        };
+        assert_eq!(queue(None), 32 << 20);
+        assert_eq!(queue(Some(1 << 30)), 32 << 20);
+        assert_eq!(queue(Some(128 << 20)), 16 << 20);
+        assert_eq!(queue(Some(1 << 20)), QUEUE_LEAST);
     }
 }

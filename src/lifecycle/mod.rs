@@ -3,12 +3,14 @@
 pub mod crash;
 mod drain;
 mod files;
+mod memory;
 mod ready;
 mod signals;
 mod workers;
 
 pub use drain::{Drain, Guard};
 pub use files::raise_open_files;
+pub use memory::memory_limit;
 pub use ready::{Ready, Reason};
 pub use signals::{Signal, Signals};
 pub use workers::{Workers, shard};

@@ -35,21 +35,13 @@ fn the_scan_finds_the_key_of_plain_documents_and_leaves_the_others_to_the_walk()
     assert_eq!(at("/l/0", whole), None, "an array on the way");
     let twice = r#"{"a":{"b":1},"a":{"b":2},"a":{}}"#;
     assert_eq!(at("/a/b", twice).as_deref(), Some("(none)"));
-    assert_eq!(at("/a", r#"{"\u0061":1}"#), None, "an escape in a name");
-    let deep = |depth| {
-        format!(
-            r#"{{"x":{}{},"a":7}}"#,
-            "[".repeat(depth),
-            "]".repeat(depth)
-        )
-    };
-    assert_eq!(at("/a", &deep(65)).as_deref(), Some("7"));
-    assert_eq!(at("/a", &deep(66)), None, "deeper than it counts");
+    assert_eq!(at("/a", r#"{"\u0061":1}"#).as_deref(), Some("1"));
+    let deep = format!(r#"{{"x":{}{},"a":7}}"#, "[".repeat(100), "]".repeat(100));
+    assert_eq!(at("/a", &deep).as_deref(), Some("7"));
     let broken = [
         "",
         "{",
         "[]",
-        "1",
         r#"{"a":1"#,
         r#"{"a":1}}"#,
         r#"{"a":1,}"#,
