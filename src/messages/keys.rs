@@ -73,6 +73,10 @@ enum State {
 pub struct Using {
     keys: Arc<Keys>,
     id: Uuid,
+    /// Tells its use from a later one of the same key.
+    at: SystemTime,
+    /// The message of an earlier call may be there.
+    before: bool,
     doubt: bool,
     kept: bool,
 }
@@ -120,11 +124,14 @@ impl Keys {
                 state: State::InProgress,
                 ..
             }) => Begun::InProgress,
-            Some(_) | None => {
+            used => {
+                let before = used.is_some();
                 table.put(id, proof, State::InProgress, now);
                 Begun::New(Using {
                     keys: Arc::clone(self),
                     id,
+                    at: now,
+                    before,
                     doubt: false,
                     kept: false,
                 })
@@ -152,11 +159,22 @@ impl Table {
         self.order.push_back((id, at));
     }
 
+    /// The use of a key that began at that time.
+    fn own(&mut self, id: Uuid, at: SystemTime) -> Option<&mut Used> {
+        self.used.get_mut(&id).filter(|used| used.at == at)
+    }
+
     /// Keeps the newest `max`, and of them those that are not older than `oldest`.
     fn forget(&mut self, max: usize, oldest: Option<SystemTime>) {
+        // Keys that were given back stand in the order still; they must not push out others.
+        if self.order.len() > 2 * max + 64 {
+            let used = &self.used;
+            self.order
+                .retain(|(id, at)| used.get(id).is_some_and(|used| used.at == *at));
+        }
         while let Some((id, at)) = self.order.front() {
             let old = oldest.is_some_and(|oldest| *at < oldest);
-            if !old && self.order.len() <= max {
+            if !old && self.used.len() <= max {
                 return;
             }
             // A key that was given back and used again stands here twice.
@@ -172,7 +190,8 @@ impl Using {
     /// The call was accepted: from now on the key stands for its message.
     pub fn keep(mut self, promised: Promised) {
         self.kept = true;
-        if let Some(used) = self.keys.lock().used.get_mut(&self.id) {
+        let mut table = self.keys.lock();
+        if let Some(used) = table.own(self.id, self.at) {
             used.state = State::Promised(promised);
         }
     }
@@ -189,10 +208,10 @@ impl Drop for Using {
             return;
         }
         let mut table = self.keys.lock();
-        let Some(used) = table.used.get_mut(&self.id) else {
+        let Some(used) = table.own(self.id, self.at) else {
             return;
         };
-        match (used.state, self.doubt) {
+        match (used.state, self.doubt || self.before) {
             (State::InProgress, true) => used.state = State::Doubt,
             (State::InProgress, false) => {
                 table.used.remove(&self.id);
@@ -263,7 +282,26 @@ mod tests {
         first.doubt(true);
         drop(first);
         assert!(matches!(keys.begin(id(1), [8; 32]), Begun::Other));
-        assert!(matches!(keys.begin(id(1), PROOF), Begun::New(_)));
+        // The repeated call fails for sure; what the first left is in doubt still.
+        let Begun::New(again) = keys.begin(id(1), PROOF) else {
+            panic!("it can be repeated");
+        };
+        drop(again);
+        assert!(matches!(keys.begin(id(1), [8; 32]), Begun::Other));
+    }
+
+    #[test]
+    fn keys_that_were_given_back_push_out_no_other() {
+        let keys = keys(3);
+        let Begun::New(kept) = keys.begin(id(0), PROOF) else {
+            panic!("a new key");
+        };
+        kept.keep(Promised::Spooled);
+        for number in 1..=200 {
+            drop(keys.begin(id(number), PROOF));
+        }
+        assert!(matches!(keys.begin(id(0), PROOF), Begun::Same(_)));
+        assert!(keys.lock().order.len() < 200);
     }
 
     #[test]

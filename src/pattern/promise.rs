@@ -124,6 +124,7 @@ impl Begun<'_> {
 
     fn ended(mut self, kept: Result<Promise, Unkept>) -> Result<Promised, Error> {
         self.receipt = None;
+        settle_doubt(&mut self.using, &kept);
         let promised = promised(kept)?;
         let timelines = &self.sender.timelines;
         timelines.record(self.id, self.accepted);
@@ -143,24 +144,37 @@ impl Drop for Begun<'_> {
             return;
         };
         self.sender.timelines.record(self.id, self.accepted);
+        // A key that is dropped here is in doubt, and stands for the message.
         let (Some(using), Ok(runtime)) = (self.using.take(), Handle::try_current()) else {
             return;
         };
         let spool = Arc::clone(self.spool);
         crate::lifecycle::spawn(&runtime, "idempotency", async move {
             spool.sync(&receipt);
-            if let Ok(promised) = promised(receipt.kept().await) {
+            let (kept, mut using) = (receipt.kept().await, Some(using));
+            settle_doubt(&mut using, &kept);
+            if let (Ok(promised), Some(using)) = (promised(kept), using) {
                 using.keep(promised);
             }
         });
     }
 }
 
+/// Only what is nowhere, or was taken back, leaves its key free.
+fn settle_doubt(using: &mut Option<Using>, kept: &Result<Promise, Unkept>) {
+    let nowhere = match kept {
+        Err(Unkept::Refused(_)) => true,
+        Err(Unkept::Returned(kind)) => *kind != Kind::Spool,
+        Err(Unkept::Doubtful(_)) | Ok(_) => false,
+    };
+    using.iter_mut().for_each(|using| using.doubt(!nowhere));
+}
+
 fn promised(kept: Result<Promise, Unkept>) -> Result<Promised, Error> {
     match kept {
         Ok(Promise::Replicated(partition, offset)) => Ok(Promised::Replicated(partition, offset)),
         Ok(Promise::Spooled) => Ok(Promised::Spooled),
-        Err(Unkept::Refused(why)) => Err(refused(why)),
+        Err(Unkept::Refused(why) | Unkept::Doubtful(why)) => Err(refused(why)),
         Err(Unkept::Returned(kind)) => Err(returned(kind)),
     }
 }
@@ -168,7 +182,7 @@ fn promised(kept: Result<Promise, Unkept>) -> Result<Promised, Error> {
 async fn by_spool(
     outbox: &Outbox,
     way: &Way,
-    drafted: Drafted,
+    mut drafted: Drafted,
     sender: &Sender,
 ) -> Result<Promised, Error> {
     let id = drafted.id;
@@ -201,6 +215,7 @@ async fn by_spool(
     // While the broker is known to be away there is no use in waiting for it.
     let at_once = way.accept == Accept::Spooled || producer.is_away();
     let receipt = spool.append(entry, at_once).map_err(refused)?;
+    drafted.using.iter_mut().for_each(|using| using.doubt(true));
     let begun = Begun {
         sender,
         spool,

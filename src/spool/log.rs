@@ -391,8 +391,8 @@ impl Log {
     }
 
     /// Sees to it that the open segment has room for a frame.
-    fn make_room(&mut self, need: u64) -> Result<(), Refused> {
-        let need = need + TOPIC_FRAME_MAX + self.acks_room();
+    fn make_room(&mut self, frame: u64) -> Result<(), Refused> {
+        let need = frame + TOPIC_FRAME_MAX + self.acks_room();
         if let Some(active) = &self.active
             && active.len + need <= active.size
         {
@@ -403,7 +403,10 @@ impl Log {
             // A failed sync has abandoned it; a new one is begun either way.
             self.sync().ok();
         }
-        let size = self.limits.segment().max(self.start_len() + need);
+        // Twice as long as it must be, so that most of it is messages however many topics there are.
+        self.ranges_room = RANGES_ROOM.max(2 * self.start_len());
+        let need = need.max(frame + TOPIC_FRAME_MAX + self.acks_room());
+        let size = self.limits.segment().max(2 * (self.start_len() + need));
         if self.used + size > self.limits.max {
             self.delete_spent(0, false);
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::disk::{Disk, Readable};
 use super::frame::{self, Content, Entry, HEADER_LEN, Header, Place, Step};
+use super::recover::EIO;
 use super::segment::{self, Index, Spot};
 
 /// Bytes read at a time; a larger frame is read whole.
@@ -22,6 +23,8 @@ pub struct Reader {
     name: Arc<str>,
     /// Where the last batch ended, and the file.
     at: Option<Open>,
+    /// How often in a row it could not read.
+    failed: u32,
 }
 
 struct Open {
@@ -47,6 +50,7 @@ impl Reader {
             topic,
             name,
             at: None,
+            failed: 0,
         }
     }
 
@@ -66,7 +70,16 @@ impl Reader {
             let Some(spot) = self.index.find(place) else {
                 return Ok(batch);
             };
-            self.read_spot(spot, &mut next, bytes_max, &mut batch)?;
+            match self.read_spot(spot, &mut next, bytes_max, &mut batch) {
+                Ok(()) => self.failed = 0,
+                Err(error) if self.is_for_good(&error) => {
+                    tracing::error!(%error, segment = spot.segment, "a segment of the spool cannot be read any more");
+                }
+                Err(error) => {
+                    self.failed += 1;
+                    return Err(error);
+                }
+            }
             if !batch.is_empty() {
                 return Ok(batch);
             }
@@ -75,6 +88,14 @@ impl Reader {
             self.at = None;
             next = next.max(last.map_or(next, |last| last + 1));
         }
+    }
+
+    /// Whether an error will not pass: a bad sector, a header that does not check, a file that is not there although it
+    /// should be (once it may just have been deleted).
+    fn is_for_good(&self, error: &io::Error) -> bool {
+        error.raw_os_error() == Some(EIO)
+            || error.kind() == io::ErrorKind::InvalidData
+            || error.kind() == io::ErrorKind::NotFound && self.failed > 0
     }
 
     /// Gives its file back until it reads again: a file that is deleted meanwhile would keep its place on the disk.
@@ -101,9 +122,12 @@ impl Reader {
                 topic: self.topic,
                 seq: *next,
             };
+            // What was written meanwhile is not among what may be read this time.
             let mark = self.index.mark(open.segment, here);
-            open.offset = mark.map_or(open.offset, |mark| mark.max(open.offset));
-            let length = size.min(usize::try_from(spot.len - open.offset).unwrap_or(usize::MAX));
+            let mark = mark.filter(|mark| (open.offset..spot.len).contains(mark));
+            open.offset = mark.unwrap_or(open.offset);
+            let length = size
+                .min(usize::try_from(spot.len.saturating_sub(open.offset)).unwrap_or(usize::MAX));
             bytes.resize(length, 0);
             let read = open.file.read_at(&mut bytes, open.offset)?;
             bytes.truncate(read);
@@ -160,8 +184,8 @@ impl Reader {
         let file = self.disk.open(&path)?;
         let mut head = vec![0; HEADER_LEN];
         file.read_at(&mut head, 0)?;
-        let header =
-            Header::decode(&head).map_err(|_| io::Error::other("its header is damaged"))?;
+        let header = Header::decode(&head)
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "its header is damaged"))?;
         Ok(Open {
             file,
             header: header.0,

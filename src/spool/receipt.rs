@@ -20,6 +20,8 @@ enum Stage {
     Replicated(i32, i64),
     /// It is in no log.
     Refused(Refused),
+    /// It is in the log, and is sent as long as the log is there; it may not be durable.
+    Doubtful(Refused),
     /// The broker will not have it, and it was not promised: it is owed to nobody.
     Returned(Kind),
 }
@@ -45,6 +47,8 @@ pub enum Promise {
 pub enum Unkept {
     /// The spool could not take the message.
     Refused(Refused),
+    /// The spool has the message and cannot promise it: it may be sent all the same.
+    Doubtful(Refused),
     /// The broker will not have it.
     Returned(Kind),
 }
@@ -123,7 +127,10 @@ impl Caller {
 
     /// It is not in the log, or never will be for sure.
     pub(super) fn refused(&self, why: Refused) {
-        self.0.advance(Stage::Refused(why), Stage::is_open);
+        let nowhere = |stage: &Stage| matches!(stage, Stage::Waiting);
+        if !self.0.advance(Stage::Refused(why), nowhere) {
+            self.0.advance(Stage::Doubtful(why), Stage::is_open);
+        }
     }
 
     /// Its caller has gone, or was told before: nothing can be taken back any more.
@@ -136,7 +143,7 @@ impl Caller {
     pub fn replicated(&self, partition: i32, offset: i64) {
         self.0
             .advance(Stage::Replicated(partition, offset), |stage| {
-                stage.is_open() || matches!(stage, Stage::Kept)
+                stage.is_open() || matches!(stage, Stage::Kept | Stage::Doubtful(_))
             });
     }
 
@@ -168,6 +175,7 @@ impl Receipt {
                     Some(Ok(Promise::Replicated(*partition, *offset)))
                 }
                 Stage::Refused(why) => Some(Err(Unkept::Refused(*why))),
+                Stage::Doubtful(why) => Some(Err(Unkept::Doubtful(*why))),
                 Stage::Returned(why) => Some(Err(Unkept::Returned(*why))),
             };
             match told {

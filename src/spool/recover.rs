@@ -20,7 +20,7 @@ use super::segment::{self, Index, Segment};
 use super::topics::Topics;
 
 /// What a bad sector is read as.
-const EIO: i32 = 5;
+pub(super) const EIO: i32 = 5;
 /// Names of what was put aside end so.
 pub(super) const ASIDE: &str = "damaged";
 

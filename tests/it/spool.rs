@@ -414,7 +414,9 @@ async fn a_key_stands_for_its_call_also_after_the_caller_has_left() {
     cluster
         .broker_round_trip_time(1, Duration::ZERO)
         .expect("the mock takes it");
-    assert_eq!(values(&bootstrap, "invoices", 3).await, ["x", "a"]);
+    let mut values = values(&bootstrap, "invoices", 3).await;
+    values.sort_unstable();
+    assert_eq!(values, ["a", "x"], "one message a key");
 }
 
 #[tokio::test]

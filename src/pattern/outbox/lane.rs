@@ -293,9 +293,10 @@ impl Lane {
                     .and_then(|flight| flight.caller);
                 let caller = caller.or_else(|| self.callers.remove(&number));
                 // It is not kept after all; a caller that still waits must not be told that it is.
-                if caller.is_none_or(|caller| !caller.returned(Kind::Spool)) {
-                    gone.push(number);
+                if let Some(caller) = caller {
+                    caller.returned(Kind::Spool);
                 }
+                gone.push(number);
             }
             self.step(number);
         }
@@ -306,7 +307,7 @@ impl Lane {
     fn is_over(&self, seq: u64) -> bool {
         match seq < self.reached {
             true => !self.flights.contains_key(&seq),
-            false => self.done.iter().any(|range| range.contains(&seq)),
+            false => self.done.first().is_some_and(|range| range.contains(&seq)),
         }
     }
 
@@ -340,8 +341,9 @@ impl Lane {
         if self.out == 0 {
             return true;
         }
-        // A refused topic is tried with one message.
-        if self.refused.is_some() || self.flights.len() >= OUT_MAX {
+        // A refused topic is tried with one message. What failed is among the flights already.
+        let full = self.next == self.reached && self.flights.len() >= OUT_MAX;
+        if self.refused.is_some() || full {
             return false;
         }
         let most = self.batch_max.unwrap_or(usize::MAX);
@@ -375,8 +377,11 @@ impl Lane {
 
     /// The broker's answer to a message.
     pub(super) fn settle(&mut self, seq: u64, said: Said, now: Instant) -> Settled {
-        let Some(mut flight) = self.flights.remove(&seq).filter(|flight| flight.out) else {
+        if !self.flights.get(&seq).is_some_and(|flight| flight.out) {
             return self.settle_aside(seq, said, now);
+        }
+        let Some(mut flight) = self.flights.remove(&seq) else {
+            return Settled::default();
         };
         self.out -= 1;
         self.bytes -= flight.bytes;
@@ -426,6 +431,8 @@ impl Lane {
     fn follow(&mut self, said: Said, now: Instant, settled: &mut Settled) {
         match said {
             Said::Taken(..) => {
+                // What was too large together is found anew, in case the topic takes more now.
+                self.batch_max = self.batch_max.map(|most| most + most / 16 + 1);
                 if self.refused.take().is_some() {
                     self.until = None;
                 }
@@ -484,6 +491,11 @@ impl Lane {
         let (seq, aside) = self.aside.iter_mut().find(|(_, aside)| aside.due <= now)?;
         aside.out = true;
         Some(*seq)
+    }
+
+    /// A message that was put aside cannot be read any more.
+    pub(super) fn forget_aside(&mut self, seq: u64) {
+        self.aside.remove(&seq);
     }
 
     /// How many are put aside.

@@ -324,6 +324,39 @@ fn numbers_that_were_never_written_are_no_loss_and_those_that_cannot_be_read_are
 }
 
 #[test]
+fn what_failed_leaves_again_together_and_a_late_answer_is_no_answer() {
+    let now = Instant::now();
+    let mut lane = Lane::from(0, Arc::from("orders"), 0);
+    let (caller, _receipt) = pair();
+    let many = OUT_MAX as u64;
+    let message = |seq: u64| (Uuid::from_u128(seq.into()), 1);
+    for seq in 0..many {
+        assert!(lane.written(seq, message(seq), &caller, usize::MAX));
+    }
+    assert!(
+        !lane.written(many, message(many), &caller, usize::MAX),
+        "as many as may"
+    );
+    lane.lost(now);
+    assert!(
+        lane.settle(5, Said::Taken(0, 0), now).id.is_none(),
+        "it is not out"
+    );
+    let later = now + AGAIN;
+    assert_eq!(lane.wants(later), Some(0..many + 1));
+    for seq in 0..many {
+        assert_eq!(
+            lane.read(seq, message(seq), usize::MAX),
+            Some(true),
+            "{seq}"
+        );
+    }
+    assert_eq!(lane.read(many, message(many), usize::MAX), None);
+    assert!(lane.settle(0, Said::Taken(0, 0), later).over);
+    assert_eq!(lane.read(many, message(many), usize::MAX), Some(true));
+}
+
+#[test]
 fn a_tag_s_half_names_its_message_beyond_four_billion() {
     let base = (1 << 33) - 5;
     let lane = Lane::from(0, Arc::from("orders"), base);

@@ -6,8 +6,9 @@
 //! back and sends them when they may go. How much is out is bounded; how much waits is bounded by the spool.
 
 mod lane;
+mod lanes;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -18,6 +19,7 @@ use metrics::{Counter, Gauge};
 use tokio::time::Instant;
 
 use self::lane::{Lane, Said, Settled};
+use self::lanes::{Lanes, Task};
 use crate::error::{Error, Kind};
 use crate::kafka::producer::{self, Outgoing, Producer, PublishError, Reports};
 use crate::kafka::record;
@@ -61,28 +63,11 @@ struct Meters {
     gone: Counter,
 }
 
-struct Lanes {
-    list: Vec<Lane>,
-    /// Where a topic's lane is, by its index in the spool.
-    at: Vec<Option<usize>>,
-    by_name: HashMap<Arc<str>, usize>,
-    /// Bytes that are out, over all of them.
-    used: usize,
-    /// Rises when the client is made anew, so that answers of the old one are known.
-    generation: u16,
-}
-
 impl Shared {
     /// A way that leads nowhere yet, for the producer to answer to. `room` is how many bytes may be out.
     pub fn new(room: usize, timelines: Arc<Timelines>, metrics: &Metrics) -> Arc<Self> {
         Arc::new(Self {
-            lanes: Mutex::new(Lanes {
-                list: Vec::new(),
-                at: Vec::new(),
-                by_name: HashMap::new(),
-                used: 0,
-                generation: 0,
-            }),
+            lanes: Mutex::default(),
             wake: Condvar::new(),
             room,
             spool: OnceLock::new(),
@@ -206,67 +191,6 @@ struct Feed {
     topic: u16,
     reader: Reader,
     read: VecDeque<(u64, Entry)>,
-}
-
-/// What the reading thread does next for a topic.
-enum Task {
-    /// Tries a message again that was put aside.
-    Aside(u64),
-    /// Reads and sends these.
-    Read(Range<u64>),
-}
-
-impl Lanes {
-    fn add(&mut self, lane: Lane) -> usize {
-        let (at, topic) = (self.list.len(), usize::from(lane.topic));
-        self.by_name.insert(Arc::clone(&lane.name), at);
-        self.at.resize(self.at.len().max(topic + 1), None);
-        if let Some(place) = self.at.get_mut(topic) {
-            *place = Some(at);
-        }
-        self.list.push(lane);
-        at
-    }
-
-    fn find(&self, topic: u16) -> Option<usize> {
-        self.at.get(usize::from(topic)).copied().flatten()
-    }
-
-    /// Bytes of room that a lane may still take: never more than what is left over, so that no topic takes all of it.
-    fn room(&self, most: usize, lane: usize) -> usize {
-        let own = self.list.get(lane).map_or(0, Lane::bytes);
-        most.saturating_sub(self.used).saturating_sub(own)
-    }
-
-    /// What is to be done, topic by topic, beginning with the one whose turn it is.
-    fn task(&mut self, turn: usize, most: usize) -> Option<(usize, Task)> {
-        let (now, count) = (Instant::now(), self.list.len());
-        (0..count)
-            .map(|step| (turn + step) % count)
-            .find_map(|index| {
-                let room = self.room(most, index);
-                let lane = self.list.get_mut(index)?;
-                if let Some(seq) = lane.aside(now) {
-                    return Some((index, Task::Aside(seq)));
-                }
-                let wanted = lane.wants(now)?;
-                (room > 0 || lane.bytes() == 0).then_some((index, Task::Read(wanted)))
-            })
-    }
-
-    /// Does something to a lane, and keeps the sum.
-    fn change<R>(&mut self, lane: usize, change: impl FnOnce(&mut Lane) -> R) -> Option<R> {
-        let lane = self.list.get_mut(lane)?;
-        let before = lane.bytes();
-        let result = change(lane);
-        self.used = self.used + lane.bytes() - before;
-        Some(result)
-    }
-
-    fn tag(&self, place: Place) -> u64 {
-        let generation = u64::from(self.generation & 0x7fff);
-        generation << 48 | u64::from(place.topic) << 32 | (place.seq & 0xffff_ffff)
-    }
 }
 
 impl Shared {
@@ -413,12 +337,23 @@ impl Shared {
     }
 
     fn try_aside(&self, feed: &mut Feed, index: usize, seq: u64) {
-        let found = feed.reader.read(seq, 0).unwrap_or_default();
-        let Some((_, entry)) = found.into_iter().find(|(at, _)| *at == seq) else {
-            let now = Instant::now();
-            self.lock()
-                .change(index, |lane| lane.settle(seq, Said::Again, now));
-            return;
+        let found = feed.reader.read(seq, 0);
+        feed.reader.rest();
+        let found = found.map(|batch| batch.into_iter().find(|(at, _)| *at == seq));
+        let entry = match found {
+            Ok(Some((_, entry))) => entry,
+            Ok(None) => {
+                self.lock().change(index, |lane| lane.forget_aside(seq));
+                self.give_up(feed.topic, &[seq]);
+                return;
+            }
+            Err(error) => {
+                tracing::error!(%error, "the spool cannot be read; it is tried again");
+                let now = Instant::now();
+                self.lock()
+                    .change(index, |lane| lane.settle(seq, Said::Again, now));
+                return;
+            }
         };
         let place = Place {
             topic: feed.topic,

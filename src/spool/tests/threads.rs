@@ -95,7 +95,7 @@ async fn a_segment_that_was_deleted_from_outside_promises_nothing() {
         }
     }
     let receipt = spool.append(entry("a", 1, 100), true).expect("taken");
-    assert_eq!(receipt.kept().await, Err(Unkept::Refused(Refused::Disk)));
+    assert_eq!(receipt.kept().await, Err(Unkept::Doubtful(Refused::Disk)));
     let mut told = Err(Unkept::Refused(Refused::Disk));
     for _ in 0..1000 {
         let receipt = spool.append(entry("a", 2, 100), true).expect("taken");
