@@ -7,6 +7,7 @@
 mod answer;
 mod event;
 mod follow;
+pub mod id;
 pub mod keys;
 mod names;
 pub mod receipt;
@@ -28,6 +29,7 @@ pub use results::{Outcome, Page, Results, Tip};
 pub use slot::Timeline;
 
 use follow::Followers;
+use id::Ids;
 use names::Names;
 use slot::Slot;
 
@@ -90,7 +92,7 @@ impl Timelines {
             SHARDS
         };
         let shard = || {
-            let (ring, index) = (Vec::new(), HashMap::new());
+            let (ring, index) = (Vec::new(), HashMap::default());
             Mutex::new(Shard {
                 ring,
                 index,
@@ -232,7 +234,7 @@ impl Timelines {
 #[derive(Debug)]
 struct Shard {
     ring: Vec<Slot>,
-    index: HashMap<Uuid, u32>,
+    index: HashMap<Uuid, u32, Ids>,
     /// Where the next message goes once the ring is full.
     next: usize,
     max: usize,

@@ -36,7 +36,7 @@ use crate::error::{Error, Kind};
 use crate::kafka::producer::{Producer, PublishError};
 use crate::kafka::record::{self, ClaimRef, Message};
 use crate::messages::keys::{Keys, Promised};
-use crate::messages::{Origin, Timelines};
+use crate::messages::{Origin, Timelines, id};
 use crate::service::{Call, Response};
 use crate::telemetry::metrics::{Metrics, Outcomes};
 use crate::telemetry::spans::Open;
@@ -194,7 +194,7 @@ impl Publish {
         let answers = self.sender.answers.as_ref();
         let wait = answers.and_then(|_| prefer::wait(&head.headers));
         let (id, proof, using) = match self.idempotency(&head, &body)? {
-            None => (Uuid::now_v7(), None, None),
+            None => (id::new(time), None, None),
             Some(Key::New(id, proof, using)) => (id, Some(proof), Some(using)),
             Some(Key::Used(id, promised)) => {
                 let accepted = self.accepted(id, promised, None);
