@@ -180,7 +180,7 @@ kinds! {
     ClaimStore = "claim-store-unavailable", SERVICE_UNAVAILABLE, Us;
     /// The spool is full or its disk refuses.
     Spool = "spool-unavailable", SERVICE_UNAVAILABLE, Us;
-    /// An idempotency key that was used with another body.
+    /// An idempotency key that was used for another call.
     KeyReused = "idempotency-key-reused", UNPROCESSABLE_ENTITY, Caller;
     /// The first call with an idempotency key has no answer yet.
     KeyInProgress = "idempotency-key-in-progress", CONFLICT, Caller;

@@ -52,7 +52,7 @@ impl Publish {
             }
             Begun::Other => Err(Error::new(
                 Kind::KeyReused,
-                "this idempotency-key was used with another body",
+                "this idempotency-key was used for another call",
             )),
         }
     }
