@@ -153,9 +153,14 @@ impl Outbox {
     pub async fn flush(&self, deadline: Instant) -> bool {
         loop {
             // A topic that is refused will not be empty in time.
-            let empty = |lane: &Lane| lane.is_empty() || lane.is_refused();
-            if self.shared.lock().list.iter().all(empty) {
-                return self.shared.lock().list.iter().all(Lane::is_empty);
+            let (waiting, empty) = {
+                let lanes = self.shared.lock();
+                let mut left = lanes.list.iter().filter(|lane| !lane.is_empty()).peekable();
+                let empty = left.peek().is_none();
+                (left.any(|lane| !lane.is_refused()), empty)
+            };
+            if !waiting {
+                return empty;
             }
             if self.producer.is_away() || Instant::now() >= deadline {
                 return false;
