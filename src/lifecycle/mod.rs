@@ -3,6 +3,7 @@
 pub mod crash;
 mod drain;
 mod files;
+pub mod folder;
 mod memory;
 mod ready;
 mod signals;

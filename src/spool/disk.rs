@@ -1,13 +1,15 @@
 //! The few things that the spool needs of the machine. Tests put faults, power cuts and another clock in its place.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
 use std::time::SystemTime;
 
 use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
+
+use crate::lifecycle::folder;
 
 /// The machine.
 pub(super) trait Disk: Send + Sync + 'static {
@@ -64,19 +66,8 @@ impl Disk for RealDisk {
         fastrand::u64(..)
     }
 
-    fn make_folder(&self, folder: &Path) -> io::Result<()> {
-        if fs::metadata(folder).is_ok_and(|found| found.is_dir()) {
-            return Ok(());
-        }
-        let parent = match folder.parent() {
-            // The parent of a relative path of one part is written as nothing.
-            Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
-            Some(parent) => parent.to_owned(),
-            None => return Err(io::Error::other("it has no parent")),
-        };
-        self.make_folder(&parent)?;
-        DirBuilder::new().mode(0o700).create(folder)?;
-        self.sync_folder(&parent)
+    fn make_folder(&self, path: &Path) -> io::Result<()> {
+        folder::make(path)
     }
 
     fn list(&self, folder: &Path) -> io::Result<Vec<String>> {
@@ -113,8 +104,8 @@ impl Disk for RealDisk {
         Ok(Box::new(File::open(path)?))
     }
 
-    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
-        File::open(folder)?.sync_all()
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        folder::sync(path)
     }
 
     fn sync_file(&self, path: &Path) -> io::Result<()> {

@@ -423,9 +423,8 @@ impl Log {
 
     /// Bytes of a segment's start.
     fn start_len(&self) -> u64 {
-        let topics = 0..self.topics.list.len();
-        let states = topics.filter_map(|index| self.topics.state(index as u16));
-        HEADER_LEN as u64 + states.map(|state| state.frame_len() as u64).sum::<u64>()
+        let states = self.topics.states().map(|state| state.frame_len() as u64);
+        HEADER_LEN as u64 + states.sum::<u64>()
     }
 
     /// Begins a segment of that size, or one with room for acknowledgements alone, which may be whatever the limit says:
@@ -452,10 +451,8 @@ impl Log {
             salt: self.disk.salt(),
         };
         let mut start = header.encode().to_vec();
-        for index in 0..self.topics.list.len() {
-            if let Some(state) = self.topics.state(index as u16) {
-                header.topic(&mut start, &state);
-            }
+        for state in self.topics.states() {
+            header.topic(&mut start, &state);
         }
         self.used += size;
         let written = file.write_at(&start, 0);
@@ -530,10 +527,8 @@ impl Log {
             return;
         };
         self.buffer.clear();
-        for index in 0..self.topics.list.len() {
-            if let Some(state) = self.topics.state(index as u16) {
-                active.header.topic(&mut self.buffer, &state);
-            }
+        for state in self.topics.states() {
+            active.header.topic(&mut self.buffer, &state);
         }
         if self.put_buffer().is_ok() {
             (self.acks.skipped, self.acks.loose) = (false, true);

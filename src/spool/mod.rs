@@ -27,8 +27,7 @@ mod space;
 mod topics;
 mod writer;
 
-use std::fs::{File, OpenOptions, TryLockError};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -47,6 +46,7 @@ use segment::Index;
 use writer::{Ask, Desk};
 
 use crate::config::model::Spool as Rule;
+use crate::lifecycle::folder;
 
 /// Bytes of messages that may wait for the writer; their callers hold them in memory in any case.
 const QUEUE_BYTES_MAX: usize = 64 << 20;
@@ -275,20 +275,9 @@ impl std::fmt::Debug for Spool {
     }
 }
 
-fn lock(folder: &Path) -> Result<File, OpenError> {
-    let path = folder.join("lock");
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(OpenError::io(&path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::Error(error)) => Err(OpenError::io(&path)(error)),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse(folder.to_owned())),
-    }
+fn lock(path: &Path) -> Result<File, OpenError> {
+    let held = folder::lock(path).map_err(OpenError::io(&path.join("lock")))?;
+    held.ok_or_else(|| OpenError::InUse(path.to_owned()))
 }
 
 #[cfg(test)]

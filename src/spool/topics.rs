@@ -59,6 +59,11 @@ impl Topics {
         Some(index)
     }
 
+    /// What a segment's start says, topic by topic.
+    pub(super) fn states(&self) -> impl Iterator<Item = TopicState<'_>> {
+        (0..self.list.len()).filter_map(|index| self.state(index as u16))
+    }
+
     /// What a segment's start says of a topic.
     pub(super) fn state(&self, index: u16) -> Option<TopicState<'_>> {
         let topic = self.list.get(usize::from(index))?;

@@ -9,9 +9,9 @@ mod segment;
 mod writer;
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +28,7 @@ use writer::{Ask, Writer};
 
 use crate::config::model::{ClaimStore, Survives};
 use crate::error::{Error, Kind};
+use crate::lifecycle::folder;
 
 /// Bodies that may wait for the writer; above it a call is a 503. Their callers hold them in memory in any case.
 const QUEUE_MAX: usize = 1024;
@@ -251,20 +252,14 @@ fn unavailable(detail: String) -> Error {
     Error::new(Kind::ClaimStore, detail).after(AFTER)
 }
 
-fn make_folder(folder: &Path) -> io::Result<()> {
-    match fs::metadata(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(folder)?;
-            folder.parent().map_or(Ok(()), sync_folder)
-        }
+fn make_folder(path: &Path) -> io::Result<()> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => folder::make(path),
         Err(error) => Err(error),
         // A mount's own rights are not ours to change; the files in it are for the owner alone in any case.
         Ok(found) if found.is_dir() => {
             if found.permissions().mode() & 0o077 != 0 {
-                tracing::warn!(folder = %folder.display(), "others may list the claim folder");
+                tracing::warn!(folder = %path.display(), "others may list the claim folder");
             }
             Ok(())
         }
@@ -275,35 +270,14 @@ fn make_folder(folder: &Path) -> io::Result<()> {
     }
 }
 
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    // The parent of a relative path of one part is written as nothing.
-    let folder = if folder.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        folder
-    };
-    File::open(folder)?.sync_all()
-}
-
-fn lock(folder: &Path) -> io::Result<File> {
-    let path = folder.join("lock");
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::Error(error)) => Err(error),
-        Err(TryLockError::WouldBlock) => {
-            let text = format!(
-                "the claim folder {} is in use by another process or store",
-                folder.display()
-            );
-            Err(io::Error::new(io::ErrorKind::WouldBlock, text))
-        }
-    }
+fn lock(path: &Path) -> io::Result<File> {
+    folder::lock(path)?.ok_or_else(|| {
+        let text = format!(
+            "the claim folder {} is in use by another process or store",
+            path.display()
+        );
+        io::Error::new(io::ErrorKind::WouldBlock, text)
+    })
 }
 
 /// The store's key, made at the first open. The caller holds the folder's lock.
@@ -319,11 +293,11 @@ fn key(folder: &Path) -> io::Result<[u8; KEY_LEN]> {
     }
 }
 
-fn make_key(folder: &Path, path: &Path) -> io::Result<[u8; KEY_LEN]> {
+fn make_key(store: &Path, path: &Path) -> io::Result<[u8; KEY_LEN]> {
     let mut key = [0; KEY_LEN];
     File::open("/dev/urandom")?.read_exact(&mut key)?;
     // Whole under another name first: a crash must not leave half a key.
-    let new = folder.join("key.new");
+    let new = store.join("key.new");
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -336,7 +310,7 @@ fn make_key(folder: &Path, path: &Path) -> io::Result<[u8; KEY_LEN]> {
     file.write_all(&key)?;
     file.sync_all()?;
     fs::rename(&new, path)?;
-    sync_folder(folder)?;
+    folder::sync(store)?;
     Ok(key)
 }
 

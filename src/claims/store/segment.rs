@@ -14,6 +14,7 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
 use crate::claims::id::Place;
+use crate::lifecycle::folder;
 
 /// Bytes before a segment's first record.
 pub(super) const HEADER_LEN: usize = 32;
@@ -63,8 +64,8 @@ impl Machine for Disk {
         Ok(Box::new(file))
     }
 
-    fn sync_folder(&self, folder: &Path) -> io::Result<()> {
-        File::open(folder)?.sync_all()
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        folder::sync(path)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
