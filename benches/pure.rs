@@ -112,16 +112,17 @@ fn records(c: &mut Criterion) {
     let mut headers = HeaderMap::new();
     headers.insert("accept", HeaderValue::from_static("*/*"));
     headers.insert("user-agent", HeaderValue::from_static("bench"));
+    let json = HeaderValue::from_static("application/json");
     let message = Message {
         id: Uuid::now_v7(),
-        source_service: "orders".to_owned(),
-        instance: "10.0.0.7:4143".to_owned(),
-        method: Method::POST,
-        target: "/invoices".to_owned(),
-        host: Some("billing".to_owned()),
+        source_service: "orders",
+        instance: "10.0.0.7:4143",
+        method: &Method::POST,
+        target: "/invoices",
+        host: Some("billing"),
         headers,
-        content_type: Some(HeaderValue::from_static("application/json")),
-        traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned()),
+        content_type: Some(&json),
+        traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
         tracestate: None,
         claim: None,
         reply: None,

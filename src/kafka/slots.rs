@@ -6,7 +6,9 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
+
+use crate::lifecycle::Wake;
 
 /// The word that travels with a record: generation above, index below.
 pub(super) type Ticket = usize;
@@ -38,7 +40,7 @@ struct Slot<T> {
 enum State<T> {
     Free,
     /// Sent; the caller waits, or is about to.
-    Waiting(Option<Waker>),
+    Waiting(Option<Wake>),
     /// Answered; the caller has not looked yet.
     Answered(T),
     /// Sent; the caller has gone.
@@ -92,11 +94,11 @@ impl<T> Slots<T> {
         let Some(slot) = table.slot(ticket) else {
             return false;
         };
-        let waker = match &mut slot.state {
-            State::Waiting(waker) => {
-                let waker = waker.take();
+        let wake = match &mut slot.state {
+            State::Waiting(wake) => {
+                let wake = wake.take();
                 slot.state = State::Answered(answer);
-                waker
+                wake
             }
             State::Left => {
                 table.free(ticket);
@@ -104,10 +106,9 @@ impl<T> Slots<T> {
             }
             State::Free | State::Answered(_) => return false,
         };
-        // A waker may run anything, so it runs outside the lock.
         drop(table);
-        if let Some(waker) = waker {
-            waker.wake();
+        if let Some(wake) = wake {
+            wake.wake();
         }
         true
     }
@@ -191,10 +192,10 @@ impl<T> Future for Wait<T> {
         };
         let mut table = self.slots.lock();
         match table.slot(ticket).map(|slot| &mut slot.state) {
-            Some(State::Waiting(waker)) => {
-                match waker {
-                    Some(waker) => waker.clone_from(cx.waker()),
-                    None => *waker = Some(cx.waker().clone()),
+            Some(State::Waiting(wake)) => {
+                match wake {
+                    Some(wake) => wake.renew(cx),
+                    None => *wake = Some(Wake::of(cx)),
                 }
                 return Poll::Pending;
             }

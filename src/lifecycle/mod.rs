@@ -7,6 +7,7 @@ pub mod folder;
 mod memory;
 mod ready;
 mod signals;
+mod wake;
 mod workers;
 
 pub use drain::{Drain, Guard};
@@ -14,6 +15,7 @@ pub use files::raise_open_files;
 pub use memory::memory_limit;
 pub use ready::{Ready, Reason};
 pub use signals::{Signal, Signals};
+pub use wake::Wake;
 pub use workers::{Workers, shard};
 
 use std::cell::Cell;

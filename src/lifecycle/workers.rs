@@ -76,6 +76,7 @@ impl Worker {
             .spawn(move || {
                 SHARD.set(shard);
                 runtime.spawn(beat());
+                runtime.spawn(super::wake::inbox());
                 // Either way of ending means stop: a message, or the owner's drop.
                 let _ended = runtime.block_on(stopped);
                 runtime.shutdown_background();

@@ -2,10 +2,11 @@
 
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, Waker};
+use std::task::Poll;
 
 use super::log::{Lsn, Refused};
 use crate::error::Kind;
+use crate::lifecycle::Wake;
 
 /// How far a message has come.
 #[derive(Debug)]
@@ -28,7 +29,7 @@ enum Stage {
 
 struct State {
     stage: Stage,
-    waker: Option<Waker>,
+    wake: Option<Wake>,
 }
 
 struct Shared(Mutex<State>);
@@ -75,7 +76,7 @@ pub struct Receipt(Arc<Shared>);
 pub fn pair() -> (Caller, Receipt) {
     let state = State {
         stage: Stage::Waiting,
-        waker: None,
+        wake: None,
     };
     let shared = Arc::new(Shared(Mutex::new(state)));
     (Caller(Arc::clone(&shared)), Receipt(shared))
@@ -93,11 +94,10 @@ impl Shared {
             return false;
         }
         state.stage = to;
-        let waker = state.waker.take();
-        // A waker may run anything, so it runs outside the lock.
+        let wake = state.wake.take();
         drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
+        if let Some(wake) = wake {
+            wake.wake();
         }
         true
     }
@@ -181,9 +181,9 @@ impl Receipt {
             match told {
                 Some(told) => Poll::Ready(told),
                 None => {
-                    match &mut state.waker {
-                        Some(waker) => waker.clone_from(context.waker()),
-                        None => state.waker = Some(context.waker().clone()),
+                    match &mut state.wake {
+                        Some(wake) => wake.renew(context),
+                        None => state.wake = Some(Wake::of(context)),
                     }
                     Poll::Pending
                 }

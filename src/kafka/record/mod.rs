@@ -105,25 +105,25 @@ const VALUES_BYTES: usize = 512;
 
 /// A call that becomes a record. The body is the record's value and no part of it.
 #[derive(Debug, Clone)]
-pub struct Message {
+pub struct Message<'a> {
     /// One id for life.
     pub id: Uuid,
     /// The service that made the call.
-    pub source_service: String,
+    pub source_service: &'a str,
     /// The sidecar instance that made the record; without `/`.
-    pub instance: String,
+    pub instance: &'a str,
     /// The call's method.
-    pub method: Method,
+    pub method: &'a Method,
     /// The call's path and query.
-    pub target: String,
+    pub target: &'a str,
     /// The host that the call was for.
-    pub host: Option<String>,
+    pub host: Option<&'a str>,
     /// Those that travel; see [`travelling`].
     pub headers: HeaderMap,
     /// The body's media type.
-    pub content_type: Option<HeaderValue>,
+    pub content_type: Option<&'a HeaderValue>,
     /// The trace, W3C Trace Context.
-    pub traceparent: Option<String>,
+    pub traceparent: Option<&'a str>,
     /// What vendors say of it, well-formed; see [`tracestate`](crate::telemetry::tracestate).
     pub tracestate: Option<String>,
     /// Present when the record's value is a slim body.
@@ -163,7 +163,7 @@ pub struct ClaimRef {
 }
 
 /// Writes the headers of a message's record. All values share one buffer.
-pub fn encode(message: &Message) -> Vec<Header> {
+pub fn encode(message: &Message<'_>) -> Vec<Header> {
     let mut writer = Writer::new(message.headers.len());
     writer.fixed(CE_SPECVERSION, b"1.0");
     writer.put(

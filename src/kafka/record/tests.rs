@@ -10,7 +10,9 @@ const HERE: Position<'_> = Position {
     offset: 41,
 };
 
-fn message() -> Message {
+static JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+fn message() -> Message<'static> {
     let mut headers = HeaderMap::new();
     for (name, value) in [
         ("accept", "text/plain"),
@@ -21,14 +23,14 @@ fn message() -> Message {
     }
     Message {
         id: Uuid::now_v7(),
-        source_service: "orders".into(),
-        instance: "orders-7f".into(),
-        method: Method::PUT,
-        target: "/invoices/7?draft=1".into(),
-        host: Some("billing:8080".into()),
+        source_service: "orders",
+        instance: "orders-7f",
+        method: &Method::PUT,
+        target: "/invoices/7?draft=1",
+        host: Some("billing:8080"),
         headers,
-        content_type: Some(HeaderValue::from_static("application/json")),
-        traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
+        content_type: Some(&JSON),
+        traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
         tracestate: Some("rojo=00f067aa0ba902b7,congo=t61rcWkgMzE".into()),
         claim: Some(ClaimRef {
             id: "c1.signed".into(),

@@ -317,27 +317,26 @@ impl Publish {
         })
     }
 
-    fn message(&self, head: &request::Parts, birth: Birth<'_>, draft: &Draft) -> Message {
-        let text = |name| {
-            head.headers
-                .get(name)
-                .and_then(|value| value.to_str().ok())
-                .map(str::to_owned)
-        };
+    fn message<'a>(
+        &'a self,
+        head: &'a request::Parts,
+        birth: Birth<'a>,
+        draft: &Draft,
+    ) -> Message<'a> {
+        let host = head.headers.get(HOST);
         Message {
             id: birth.id,
-            source_service: self.sender.service.clone(),
-            instance: self.sender.instance.clone(),
-            method: head.method.clone(),
+            source_service: &self.sender.service,
+            instance: &self.sender.instance,
+            method: &head.method,
             target: head
                 .uri
                 .path_and_query()
-                .map_or("/", |target| target.as_str())
-                .to_owned(),
-            host: text(HOST),
+                .map_or("/", |target| target.as_str()),
+            host: host.and_then(|host| host.to_str().ok()),
             headers: record::travelling(&head.headers, &self.headers),
-            content_type: head.headers.get(CONTENT_TYPE).cloned(),
-            traceparent: birth.traceparent.map(str::to_owned),
+            content_type: head.headers.get(CONTENT_TYPE),
+            traceparent: birth.traceparent,
             tracestate: birth.tracestate,
             claim: draft.claim.as_ref().map(|(claim, cut)| ClaimRef {
                 id: claim.id.clone(),
