@@ -7,25 +7,27 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Headers, Message as _};
+use rdkafka::message::{BorrowedMessage, Headers as NativeHeaders, Message as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::time::Instant;
 
 use super::client::Reporter;
 use super::lanes::{Counters, Feed, Lane, Received, Waker, lane};
-use super::record::{Header, header_name};
+use super::record::{Headers, header_name};
 use crate::lifecycle;
 
 /// How long a revoked partition waits for what is in flight.
 const SETTLE_MAX: Duration = Duration::from_secs(5);
 /// Records moved from one partition before the next has its turn.
 const TURN: usize = 64;
+/// Headers that there is room for at once; few records have more.
+const COUNT_USUAL: usize = 32;
 /// Headers of one record that may have an unreadable name before the rest of its headers is left out unread: finding
 /// out costs an unwinding each.
 const UNREADABLE_MAX: usize = 16;
@@ -312,9 +314,9 @@ pub(super) fn copy(message: &BorrowedMessage<'_>, topic: &Arc<str>) -> Received 
 }
 
 /// Copies headers, and counts those that were left out.
-fn copy_headers<H: Headers>(native: &H) -> (Vec<Header>, usize) {
+fn copy_headers<H: NativeHeaders>(native: &H) -> (Headers, usize) {
     let count = native.count();
-    let mut headers = Vec::with_capacity(count);
+    let mut headers = Headers::with_capacity(count.min(COUNT_USUAL), 0);
     let mut unread = 0;
     for index in 0..count {
         if unread == UNREADABLE_MAX {
@@ -323,8 +325,7 @@ fn copy_headers<H: Headers>(native: &H) -> (Vec<Header>, usize) {
         // The wrapper panics on a name that is not UTF-8, gives no other way to ask, and anyone may write one.
         match lifecycle::tolerate(|| native.try_get(index)) {
             Some(Some(header)) => {
-                let value = header.value.map_or_else(Bytes::new, Bytes::copy_from_slice);
-                headers.push((header_name(header.key), value));
+                headers.push(header_name(header.key), header.value.unwrap_or_default());
             }
             Some(None) => {}
             None => unread += 1,
@@ -345,7 +346,7 @@ mod tests {
         panics: Cell<usize>,
     }
 
-    impl Headers for Native {
+    impl NativeHeaders for Native {
         fn count(&self) -> usize {
             self.names.len()
         }
@@ -364,7 +365,7 @@ mod tests {
         let panics = Cell::default();
         let native = Native { names, panics };
         let (headers, unread) = copy_headers(&native);
-        let names = headers.into_iter().map(|(name, _)| name.into_owned());
+        let names = headers.iter().map(|(name, _)| name.to_owned());
         (names.collect(), unread, native.panics.get())
     }
 

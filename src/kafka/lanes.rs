@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::record::Header;
+use super::record::Headers;
 use super::tracker::Tracker;
 
 /// Records that wait in a lane.
@@ -35,7 +35,7 @@ pub struct Received {
     /// The value; empty if it is null.
     pub value: Bytes,
     /// The headers, in order, each with a name in UTF-8.
-    pub headers: Vec<Header>,
+    pub headers: Headers,
     /// How many headers are not among them, since their names are not UTF-8 or stand behind many that are not.
     pub unread: usize,
     /// When it was made or written, in milliseconds since 1970.
@@ -44,11 +44,7 @@ pub struct Received {
 
 impl Received {
     fn bytes(&self) -> usize {
-        let headers = self
-            .headers
-            .iter()
-            .map(|(name, value)| name.len() + value.len());
-        self.key.as_ref().map_or(0, Bytes::len) + self.value.len() + headers.sum::<usize>()
+        self.key.as_ref().map_or(0, Bytes::len) + self.value.len() + self.headers.bytes()
     }
 }
 
@@ -350,7 +346,7 @@ mod tests {
             offset,
             key: None,
             value: Bytes::from(vec![0; bytes]),
-            headers: Vec::new(),
+            headers: Headers::new(),
             unread: 0,
             timestamp_ms: None,
         }

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::client::{self, Bootstrap, QUEUE_RECORDS_MAX, Reporter, SetupError};
 use super::link::{Link, Task};
 use super::properties::Redactor;
-use super::record::Header;
+use super::record::Headers;
 use super::slots::{Slots, Ticket};
 use crate::config::model::Kafka;
 use crate::error::{Error, Kind, Retry};
@@ -44,7 +44,7 @@ pub struct Outgoing<'a> {
     /// The value.
     pub value: &'a [u8],
     /// The headers, in order.
-    pub headers: &'a [Header],
+    pub headers: &'a Headers,
 }
 
 /// Where the broker put a record.
@@ -321,10 +321,10 @@ impl Shared {
             self.topic.get_or_init(|| record.topic.to_owned());
         }
         let mut headers = OwnedHeaders::new_with_capacity(record.headers.len());
-        for (key, value) in record.headers {
+        for (key, value) in record.headers.iter() {
             headers = headers.insert(NativeHeader {
                 key,
-                value: Some(&**value),
+                value: Some(value),
             });
         }
         let mut native_record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(record.topic, word)
@@ -403,14 +403,11 @@ impl std::fmt::Debug for Shared {
 impl Outgoing<'_> {
     /// What the record needs on the wire, at most, uncompressed.
     pub fn bytes(&self) -> usize {
-        let headers = self
-            .headers
-            .iter()
-            .map(|(name, value)| name.len() + value.len() + HEADER_OVERHEAD);
         RECORD_OVERHEAD
             + self.key.map_or(0, <[u8]>::len)
             + self.value.len()
-            + headers.sum::<usize>()
+            + self.headers.bytes()
+            + self.headers.len() * HEADER_OVERHEAD
     }
 }
 

@@ -281,8 +281,7 @@ impl Reader {
 fn hand_over(record: &BorrowedMessage<'_>, topic: &Arc<str>, on_record: &impl Fn(Incoming<'_>)) {
     let record = copy(record, topic);
     let header = |wanted: &str| {
-        let mut headers = record.headers.iter();
-        let (_, value) = headers.find(|(name, _)| name == wanted)?;
+        let value = record.headers.get(wanted)?;
         std::str::from_utf8(value).ok()
     };
     on_record(Incoming {

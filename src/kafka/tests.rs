@@ -1,10 +1,8 @@
 //! The producer and the consumer against the embedded broker.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -15,11 +13,13 @@ use super::consumer::{Consumer, StopError};
 use super::embedded::{Embedded, PARTITIONS};
 use super::lanes::Lane;
 use super::producer::{Ack, Outgoing, Producer, PublishError};
-use super::record::{self, Header};
+use super::record::{self, Headers};
 use crate::config::model::{Cluster, Kafka, Secret};
 
 /// Longer than anything here takes on a slow machine; nothing waits for it unless it fails.
 const LONG: Duration = Duration::from_secs(20);
+
+static NO_HEADERS: Headers = Headers::new();
 
 fn kafka(properties: &[(&str, &str)]) -> Kafka {
     let secret = |(name, value): &(&str, &str)| ((*name).to_owned(), Secret::new(*value));
@@ -44,7 +44,7 @@ fn outgoing<'a>(topic: &'a str, key: Option<&'a str>, value: &'a str) -> Outgoin
         topic,
         key: key.map(str::as_bytes),
         value: value.as_bytes(),
-        headers: &[],
+        headers: &NO_HEADERS,
     }
 }
 
@@ -276,7 +276,7 @@ async fn a_message_comes_out_as_it_went_in() {
         time: SystemTime::now(),
     };
     let mut headers = record::encode(&message);
-    headers.push((Cow::Owned("x-other".into()), Bytes::from_static(b"\xff")));
+    headers.push("x-other".to_owned(), b"\xff");
     let body = Outgoing {
         headers: &headers,
         ..outgoing("calls", Some("7"), "{}")
@@ -306,15 +306,10 @@ async fn a_message_comes_out_as_it_went_in() {
         partition: got.partition,
         offset: got.offset,
     };
-    let pair = |(name, value): &'_ Header| (name.clone().into_owned(), value.clone());
-    let pairs: Vec<_> = got.headers.iter().map(pair).collect();
-    let read = record::decode(
-        pairs.iter().map(|(name, value)| (&**name, &**value)),
-        position,
-    );
+    let read = record::decode(got.headers.iter(), position);
     assert_eq!(
         (read.id, read.target, read.ignored),
-        (message.id, Some(message.target), 0)
+        (message.id, Some(message.target.to_owned()), 0)
     );
     assert_eq!(read.headers, message.headers);
     assert_eq!(take(&mut lane, 1).await, [(empty.offset, String::new())]);

@@ -1,6 +1,5 @@
 //! The ids of messages: how they are made, and how they are found.
 
-use std::hash::{BuildHasher, Hasher};
 use std::time::SystemTime;
 
 use uuid::{Builder, Uuid};
@@ -17,7 +16,7 @@ pub fn new(now: SystemTime) -> Uuid {
 
 /// Hashes ids by their end, which is random in every version in use (a UUIDv8 of ours ends in a SHA-256), with a number of
 /// this process, so that nobody can prepare ids that meet in one place.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Ids(u64);
 
 impl Default for Ids {
@@ -26,30 +25,11 @@ impl Default for Ids {
     }
 }
 
-impl BuildHasher for Ids {
-    type Hasher = IdHasher;
-
-    fn build_hasher(&self) -> IdHasher {
-        IdHasher(self.0)
-    }
-}
-
-/// See [`Ids`].
-#[derive(Debug)]
-pub(super) struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        let end = bytes.last_chunk().map_or(0, |end| u64::from_ne_bytes(*end));
+impl Ids {
+    pub(super) fn hash(&self, id: Uuid) -> u64 {
         // A record of others may have any id, so its bits are mixed (Knuth, TAOCP vol. 3, 6.4: multiplicative hashing).
-        let mixed = u128::from(self.0 ^ end) * 0x9e37_79b9_7f4a_7c15;
-        self.0 = (mixed as u64) ^ (mixed >> 64) as u64;
-    }
-
-    fn write_usize(&mut self, _length: usize) {}
-
-    fn finish(&self) -> u64 {
-        self.0
+        let mixed = u128::from(self.0 ^ id.as_u128() as u64) * 0x9e37_79b9_7f4a_7c15;
+        (mixed as u64) ^ (mixed >> 64) as u64
     }
 }
 
@@ -80,7 +60,7 @@ mod tests {
         let hasher = Ids::default();
         let spread = |ids: &mut dyn Iterator<Item = Uuid>| {
             let places: HashSet<u64> = ids
-                .map(|id| hasher.hash_one(id) >> 57 << 8 | hasher.hash_one(id) & 255)
+                .map(|id| hasher.hash(id) >> 57 << 8 | hasher.hash(id) & 255)
                 .collect();
             places.len()
         };

@@ -14,11 +14,10 @@ pub mod receipt;
 mod results;
 mod slot;
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use hashbrown::HashTable;
 use uuid::Uuid;
 
 pub use answer::{Answer, BODY_MAX};
@@ -92,10 +91,10 @@ impl Timelines {
             SHARDS
         };
         let shard = || {
-            let (ring, index) = (Vec::new(), HashMap::default());
             Mutex::new(Shard {
-                ring,
-                index,
+                ring: Vec::new(),
+                index: HashTable::new(),
+                ids: Ids::default(),
                 next: 0,
                 max: config.max / shards,
                 // What was made in this very millisecond is ours: no earlier process ended that fast.
@@ -121,7 +120,16 @@ impl Timelines {
     /// Adds an event to a message's timeline; the first event begins it. Of very many events the first and the last
     /// are kept.
     pub fn record(&self, id: Uuid, event: Event) {
-        self.shard(id).record(id, event);
+        self.record_all(id, [event]);
+    }
+
+    /// Adds events that happened one after another.
+    pub fn record_all(&self, id: Uuid, events: impl IntoIterator<Item = Event>) {
+        let mut shard = self.shard(id);
+        for event in events {
+            shard.record(id, event);
+        }
+        drop(shard);
         self.followers.tell(id);
     }
 
@@ -147,7 +155,7 @@ impl Timelines {
         let mut shard = self.shard(id);
         // An id of another version does not say when it was made, so the event's own time must do.
         let begun = made(id).unwrap_or_else(|| millis(event.at));
-        let may = shard.index.contains_key(&id) || kept.contains(&begun);
+        let may = shard.find(id).is_some() || kept.contains(&begun);
         if may {
             shard.record(id, event);
         }
@@ -166,11 +174,7 @@ impl Timelines {
     fn get_at(&self, id: Uuid, now: SystemTime) -> Lookup {
         let oldest = self.oldest(now);
         let shard = self.shard(id);
-        match shard
-            .index
-            .get(&id)
-            .and_then(|place| shard.ring.get(*place as usize))
-        {
+        match shard.find(id).and_then(|place| shard.ring.get(place)) {
             Some(slot) if slot.last() >= oldest => Lookup::Known(slot.timeline(&self.names)),
             Some(_) => Lookup::Gone,
             // An id says when it was made (RFC 9562 section 5.7), unless it is a digest of an idempotency key.
@@ -234,7 +238,9 @@ impl Timelines {
 #[derive(Debug)]
 struct Shard {
     ring: Vec<Slot>,
-    index: HashMap<Uuid, u32, Ids>,
+    /// Places in the ring by the id that is there. The ids are not in here, so that it fits the processor's cache.
+    index: HashTable<u32>,
+    ids: Ids,
     /// Where the next message goes once the ring is full.
     next: usize,
     max: usize,
@@ -247,26 +253,41 @@ impl Shard {
         if self.max == 0 {
             return;
         }
-        let full = self.ring.len() == self.max;
-        let place = if full { self.next } else { self.ring.len() };
-        match self.index.entry(id) {
-            Entry::Occupied(held) => {
-                if let Some(slot) = self.ring.get_mut(*held.get() as usize) {
-                    slot.push(event);
-                }
-                return;
-            }
-            Entry::Vacant(free) => free.insert(place as u32),
-        };
-        let slot = Slot::new(id, event);
-        if !full {
-            self.ring.push(slot);
+        if let Some(slot) = self.find(id).and_then(|place| self.ring.get_mut(place)) {
+            slot.push(event);
             return;
         }
-        let old = std::mem::replace(&mut self.ring[place], slot);
-        self.index.remove(&old.id());
+        let slot = Slot::new(id, event);
+        let full = self.ring.len() == self.max;
+        let place = if full { self.next } else { self.ring.len() };
+        if full {
+            self.forget(place);
+            self.ring[place] = slot;
+            self.next = (place + 1) % self.max;
+        } else {
+            self.ring.push(slot);
+        }
+        let hash_at = |place: &u32| self.ids.hash(self.ring[*place as usize].id());
+        self.index
+            .insert_unique(self.ids.hash(id), place as u32, hash_at);
+    }
+
+    /// Where an id is in the ring.
+    fn find(&self, id: Uuid) -> Option<usize> {
+        let here = |place: &u32| self.ring[*place as usize].id() == id;
+        let found = self.index.find(self.ids.hash(id), here);
+        found.map(|place| *place as usize)
+    }
+
+    /// Takes what is at a place of the ring out of the index: it is overwritten next.
+    fn forget(&mut self, place: usize) {
+        let old = &self.ring[place];
         self.lost = self.lost.max(old.first());
-        self.next = (place + 1) % self.max;
+        let hash = self.ids.hash(old.id());
+        let here = |at: &u32| *at as usize == place;
+        if let Ok(entry) = self.index.find_entry(hash, here) {
+            entry.remove();
+        }
     }
 
     fn newest_first(&self) -> impl Iterator<Item = &Slot> {

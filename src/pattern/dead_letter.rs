@@ -1,15 +1,13 @@
 //! Where a message goes whose attempts are used up: the same record in another topic, with the reason in its headers.
 
-use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 
 use crate::kafka::lanes::Received;
 use crate::kafka::producer::{Ack, Outgoing, Producer, PublishError};
-use crate::kafka::record::{CALL_PREFIX, CE_ID, Header, METHOD, TARGET, TRACEPARENT};
+use crate::kafka::record::{CALL_PREFIX, CE_ID, Headers, METHOD, TARGET, TRACEPARENT};
 
 const PREFIX: &str = "wayside-dead-";
 /// Why it is here, in words.
@@ -107,20 +105,19 @@ async fn write(
     producer.publish(outgoing, Instant::now() + TIMEOUT).await
 }
 
-fn headers(received: &Received, obituary: &Obituary<'_>, cut: Cut) -> Vec<Header> {
+fn headers(received: &Received, obituary: &Obituary<'_>, cut: Cut) -> Headers {
     let kept = received
         .headers
-        .iter()
+        .entries()
         // A message that died twice tells of its last death only.
         .filter(|(name, _)| !name.starts_with(PREFIX))
         .filter(|(name, value)| match cut {
             Cut::Nothing => true,
             Cut::CallHeaders => !name.starts_with(CALL_PREFIX),
-            Cut::Value => IDENTITY.contains(&&**name) && value.len() <= IDENTITY_MAX,
+            Cut::Value => IDENTITY.contains(&&***name) && value.len() <= IDENTITY_MAX,
         });
-    let mut headers: Vec<Header> = kept.cloned().collect();
-    let mut put =
-        |name: &'static str, value: String| headers.push((Cow::Borrowed(name), Bytes::from(value)));
+    let mut headers: Headers = kept.map(|(name, value)| (name.clone(), value)).collect();
+    let mut put = |name: &'static str, value: String| headers.push(name, value.as_bytes());
     put(REASON, shortened(obituary.reason));
     if let Some(status) = obituary.status {
         put(STATUS, status.to_string());
@@ -144,8 +141,8 @@ fn headers(received: &Received, obituary: &Obituary<'_>, cut: Cut) -> Vec<Header
 /// of a second value, it says nothing.
 pub fn told(received: &Received) -> HeaderMap {
     let mut told = HeaderMap::new();
-    for (name, value) in &received.headers {
-        let ours = TOLD.iter().find(|ours| *ours == name);
+    for (name, value) in received.headers.iter() {
+        let ours = TOLD.iter().find(|ours| **ours == name);
         if let (Some(name), Ok(value)) = (ours, HeaderValue::from_bytes(value)) {
             told.entry(*name).or_insert(value);
         }

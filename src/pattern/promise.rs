@@ -16,7 +16,7 @@ use super::publish::Sender;
 use crate::config::model::{Accept, Publish as Rule};
 use crate::error::{Error, Kind, Retry};
 use crate::kafka::producer::{Outgoing, PublishError};
-use crate::kafka::record::Header;
+use crate::kafka::record::Headers;
 use crate::messages::keys::{Promised, Proof, Using};
 use crate::messages::{Event, Origin, What};
 use crate::spool::{Entry, Promise, Receipt, Refused, Spool, Unkept};
@@ -52,13 +52,15 @@ impl Way {
 pub(super) struct Drafted {
     pub(super) id: Uuid,
     pub(super) time: SystemTime,
+    /// When it was ready; the route's `timeout` counts from here.
+    pub(super) sent: Instant,
     pub(super) proof: Option<Proof>,
     /// Its idempotency key, free again unless the message is promised.
     pub(super) using: Option<Using>,
     pub(super) route: Arc<str>,
     pub(super) origin: Origin,
     pub(super) key: Option<Bytes>,
-    pub(super) headers: Vec<Header>,
+    pub(super) headers: Headers,
     pub(super) value: Bytes,
 }
 
@@ -80,7 +82,7 @@ async fn by_broker(sender: &Sender, way: &Way, mut drafted: Drafted) -> Result<P
         value: &drafted.value,
         headers: &drafted.headers,
     };
-    let deadline = Instant::now() + way.timeout;
+    let deadline = drafted.sent + way.timeout;
     // A caller that leaves now leaves a record on its way.
     drafted.using.iter_mut().for_each(|using| using.doubt(true));
     let published = sender.producer.publish(outgoing, deadline).await;
@@ -93,9 +95,8 @@ async fn by_broker(sender: &Sender, way: &Way, mut drafted: Drafted) -> Result<P
     })?;
     let timelines = &sender.timelines;
     let accepted = Event::at(drafted.time, What::Accepted).origin(drafted.origin);
-    timelines.record(drafted.id, accepted);
     let replicated = Event::now(What::Replicated).place(ack.partition, ack.offset);
-    timelines.record(drafted.id, replicated);
+    timelines.record_all(drafted.id, [accepted, replicated]);
     let promised = Promised::Replicated(ack.partition, ack.offset);
     if let Some(using) = drafted.using {
         using.keep(promised);
@@ -127,10 +128,8 @@ impl Begun<'_> {
         settle_doubt(&mut self.using, &kept);
         let promised = promised(kept)?;
         let timelines = &self.sender.timelines;
-        timelines.record(self.id, self.accepted);
-        if promised == Promised::Spooled {
-            timelines.record(self.id, Event::now(What::Spooled));
-        }
+        let spooled = (promised == Promised::Spooled).then(|| Event::now(What::Spooled));
+        timelines.record_all(self.id, std::iter::once(self.accepted).chain(spooled));
         if let Some(using) = self.using.take() {
             using.keep(promised);
         }

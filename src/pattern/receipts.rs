@@ -4,13 +4,11 @@
 //! Receipts for one partition of a reply topic are gathered for 10 ms or 64 KiB, and sent at once if somebody waits. A
 //! delivery never waits for any of it: what does not fit into the queue is dropped and counted.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use metrics::Counter;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
@@ -21,7 +19,7 @@ use uuid::Uuid;
 use super::answers::{Answers, RECEIPTS};
 use crate::config::model::Track;
 use crate::kafka::producer::{Outgoing, Producer, PublishError};
-use crate::kafka::record::{self, Decoded, Header};
+use crate::kafka::record::{self, Decoded, Headers};
 use crate::lifecycle;
 use crate::messages::receipt::Receipt;
 use crate::messages::{Answer, Event, Outcome, Timelines};
@@ -314,18 +312,19 @@ impl Sending {
         self.bytes.fetch_sub(batch.bytes, Ordering::Relaxed);
     }
 
-    fn headers(&self) -> [Header; 6] {
+    fn headers(&self) -> Headers {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let text = |name, value: String| (Cow::Borrowed(name), Bytes::from(value));
-        let time = humantime::format_rfc3339_millis(SystemTime::now());
-        [
-            text(record::CE_SPECVERSION, "1.0".to_owned()),
-            text(record::CE_ID, format!("{}:{number}", self.run)),
-            text(record::CE_SOURCE, self.source.clone()),
-            text(record::CE_TYPE, RECEIPTS.to_owned()),
-            text(record::CE_TIME, time.to_string()),
-            text(record::CONTENT_TYPE, "application/json".to_owned()),
-        ]
+        let id = format!("{}:{number}", self.run);
+        let time = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+        let headers = [
+            (record::CE_SPECVERSION, "1.0"),
+            (record::CE_ID, &id),
+            (record::CE_SOURCE, &self.source),
+            (record::CE_TYPE, RECEIPTS),
+            (record::CE_TIME, &time),
+            (record::CONTENT_TYPE, "application/json"),
+        ];
+        headers.into_iter().collect()
     }
 
     fn say(&self, topic: &str, error: &PublishError) {

@@ -21,6 +21,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use uuid::Uuid;
 
+use crate::kafka::record::{Headers, header_name};
+
 /// Bytes before a segment's first frame.
 pub(super) const HEADER_LEN: usize = 1024;
 /// Bytes before a frame's content.
@@ -212,7 +214,7 @@ pub struct Entry {
     /// The record's key.
     pub key: Option<Bytes>,
     /// The record's headers.
-    pub headers: Vec<(Cow<'static, str>, Bytes)>,
+    pub headers: Headers,
     /// The record's value.
     pub value: Bytes,
 }
@@ -220,17 +222,14 @@ pub struct Entry {
 impl Entry {
     /// Bytes of its frame.
     pub(super) fn frame_len(&self) -> usize {
-        let headers = self
-            .headers
-            .iter()
-            .map(|(name, value)| 6 + name.len() + value.len());
         FRAME_LEN
             + 39
             + short(&self.route).len()
             + short(&self.topic).len()
             + self.proof.map_or(0, |proof| proof.len())
             + self.key.as_ref().map_or(0, |key| 4 + key.len())
-            + headers.sum::<usize>()
+            + self.headers.bytes()
+            + self.headers.len() * 6
             + self.value.len()
     }
 
@@ -253,7 +252,7 @@ impl Entry {
             out.extend_from_slice(key);
         }
         out.extend_from_slice(&(self.headers.len() as u16).to_be_bytes());
-        for (name, value) in &self.headers {
+        for (name, value) in self.headers.iter() {
             out.extend_from_slice(&(name.len() as u16).to_be_bytes());
             out.extend_from_slice(name.as_bytes());
             out.extend_from_slice(&(value.len() as u32).to_be_bytes());
@@ -327,11 +326,10 @@ impl<'a> Stored<'a> {
 
     /// A copy of its own, for the named topic.
     pub(super) fn to_entry(self, topic: &Arc<str>) -> Entry {
-        let mut headers = Vec::new();
+        let mut headers = Headers::new();
         // They were read once already, when the frame was.
         Reader(self.headers).headers(|name, value| {
-            let name = String::from_utf8_lossy(name).into_owned();
-            headers.push((Cow::Owned(name), Bytes::copy_from_slice(value)));
+            headers.push(header_name(&String::from_utf8_lossy(name)), value);
         });
         Entry {
             id: self.id,

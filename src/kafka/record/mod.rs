@@ -9,18 +9,16 @@ use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use bytes::{Bytes, BytesMut};
 use http::Method;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use uuid::Uuid;
 
 pub use self::decode::{Claim, Decoded, Position, decode};
+pub use self::headers::Headers;
 use crate::config::model::{HeaderRule, Track};
 
 mod decode;
-
-/// One header of a record.
-pub type Header = (Cow<'static, str>, Bytes);
+mod headers;
 
 /// Always `1.0`.
 pub const CE_SPECVERSION: &str = "ce_specversion";
@@ -100,7 +98,8 @@ pub const RESTORED_BYTES_MAX: usize = 32 * 1024;
 
 const SOURCE_PREFIX: &str = "wayside://";
 const TYPE: &str = "wayside.call";
-/// Room for the fixed headers' values, so that most records need one buffer.
+/// Room for the headers of most records, and for their values.
+const USUAL: usize = 14;
 const VALUES_BYTES: usize = 512;
 
 /// A call that becomes a record. The body is the record's value and no part of it.
@@ -162,11 +161,11 @@ pub struct ClaimRef {
     pub expires: SystemTime,
 }
 
-/// Writes the headers of a message's record. All values share one buffer.
-pub fn encode(message: &Message<'_>) -> Vec<Header> {
-    let mut writer = Writer::new(message.headers.len());
-    writer.fixed(CE_SPECVERSION, b"1.0");
-    writer.put(
+/// Writes the headers of a message's record.
+pub fn encode(message: &Message<'_>) -> Headers {
+    let mut to = Headers::with_capacity(USUAL + message.headers.len(), VALUES_BYTES);
+    to.push(CE_SPECVERSION, b"1.0");
+    to.put(
         CE_ID,
         &[message
             .id
@@ -174,15 +173,15 @@ pub fn encode(message: &Message<'_>) -> Vec<Header> {
             .encode_lower(&mut Uuid::encode_buffer())
             .as_bytes()],
     );
-    writer.put(
+    to.put(
         CE_SOURCE,
         &[SOURCE_PREFIX.as_bytes(), message.source_service.as_bytes()],
     );
-    writer.fixed(CE_TYPE, TYPE.as_bytes());
-    writer.text(CE_TIME, &humantime::format_rfc3339_millis(message.time));
-    writer.put(METHOD, &[message.method.as_str().as_bytes()]);
-    writer.put(TARGET, &[message.target.as_bytes()]);
-    writer.put(
+    to.push(CE_TYPE, TYPE.as_bytes());
+    to.text(CE_TIME, &humantime::format_rfc3339_millis(message.time));
+    to.push(METHOD, message.method.as_str().as_bytes());
+    to.push(TARGET, message.target.as_bytes());
+    to.put(
         ORIGIN,
         &[
             message.source_service.as_bytes(),
@@ -191,34 +190,34 @@ pub fn encode(message: &Message<'_>) -> Vec<Header> {
         ],
     );
     if let Some(host) = &message.host {
-        writer.put(HOST, &[host.as_bytes()]);
+        to.push(HOST, host.as_bytes());
     }
     if let Some(content_type) = &message.content_type {
-        writer.put(CONTENT_TYPE, &[content_type.as_bytes()]);
+        to.push(CONTENT_TYPE, content_type.as_bytes());
     }
     if let Some(traceparent) = &message.traceparent {
-        writer.put(TRACEPARENT, &[traceparent.as_bytes()]);
+        to.push(TRACEPARENT, traceparent.as_bytes());
     }
     if let Some(tracestate) = &message.tracestate {
-        writer.put(TRACESTATE, &[tracestate.as_bytes()]);
+        to.push(TRACESTATE, tracestate.as_bytes());
     }
     if let Some(claim) = &message.claim {
-        writer.put(CLAIM, &[claim.id.as_bytes()]);
-        writer.put(CLAIM_FIELDS, &[pointers_text(&claim.fields).as_bytes()]);
-        writer.put(CLAIM_DIGEST, &[digest_text(&claim.digest).as_bytes()]);
-        writer.text(CLAIM_SIZE, &claim.size);
-        writer.text(
+        to.push(CLAIM, claim.id.as_bytes());
+        to.push(CLAIM_FIELDS, pointers_text(&claim.fields).as_bytes());
+        to.push(CLAIM_DIGEST, digest_text(&claim.digest).as_bytes());
+        to.text(CLAIM_SIZE, &claim.size);
+        to.text(
             CLAIM_EXPIRES,
             &humantime::format_rfc3339_millis(claim.expires),
         );
     }
     if let Some(reply) = &message.reply {
-        writer.reply(reply);
+        put_reply(&mut to, reply);
     }
     for (name, value) in &message.headers {
-        writer.put(call_header_name(name), &[value.as_bytes()]);
+        to.push(call_header_name(name), value.as_bytes());
     }
-    writer.finish()
+    to
 }
 
 /// A SHA-256 digest in the form of RFC 9530: `sha-256=:…:`.
@@ -342,62 +341,21 @@ fn pointers_text(pointers: &[String]) -> String {
     serde_json::Value::from(pointers).to_string()
 }
 
-struct Writer {
-    headers: Vec<Header>,
-    buffer: BytesMut,
-}
-
-impl Writer {
-    fn new(call_headers: usize) -> Self {
-        let headers = Vec::with_capacity(HEADERS.len() + call_headers);
-        Self {
-            headers,
-            buffer: BytesMut::with_capacity(VALUES_BYTES),
-        }
+fn put_reply(to: &mut Headers, reply: &Reply) {
+    let track = match reply.track {
+        Track::None => return,
+        Track::Verdict => &b"verdict"[..],
+        Track::All => b"all",
+    };
+    to.push(TRACK, track);
+    if let Some(partition) = &reply.partition {
+        to.text(REPLY_PARTITION, partition);
     }
-
-    fn fixed(&mut self, name: &'static str, value: &'static [u8]) {
-        self.headers
-            .push((Cow::Borrowed(name), Bytes::from_static(value)));
+    if let Some(by) = reply.by {
+        to.text(REPLY_BY, &humantime::format_rfc3339_millis(by));
     }
-
-    fn put(&mut self, name: impl Into<Cow<'static, str>>, parts: &[&[u8]]) {
-        parts
-            .iter()
-            .for_each(|part| self.buffer.extend_from_slice(part));
-        self.headers
-            .push((name.into(), self.buffer.split().freeze()));
-    }
-
-    fn reply(&mut self, reply: &Reply) {
-        let track = match reply.track {
-            Track::None => return,
-            Track::Verdict => &b"verdict"[..],
-            Track::All => b"all",
-        };
-        self.fixed(TRACK, track);
-        if let Some(partition) = &reply.partition {
-            self.text(REPLY_PARTITION, partition);
-        }
-        if let Some(by) = reply.by {
-            self.text(REPLY_BY, &humantime::format_rfc3339_millis(by));
-        }
-        if let Some(from) = &reply.from {
-            self.put(REPLY_FROM, &[from.as_bytes()]);
-        }
-    }
-
-    fn text(&mut self, name: &'static str, value: &dyn std::fmt::Display) {
-        use std::fmt::Write as _;
-        // Writing to memory does not fail.
-        if write!(self.buffer, "{value}").is_ok() {
-            self.headers
-                .push((Cow::Borrowed(name), self.buffer.split().freeze()));
-        }
-    }
-
-    fn finish(self) -> Vec<Header> {
-        self.headers
+    if let Some(from) = &reply.from {
+        to.push(REPLY_FROM, from.as_bytes());
     }
 }
 

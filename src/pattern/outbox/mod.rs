@@ -514,8 +514,7 @@ fn said(outcome: producer::Outcome) -> Said {
 
 /// The trace id in a record's headers.
 fn trace(entry: &Entry) -> Option<String> {
-    let mut headers = entry.headers.iter();
-    let (_, value) = headers.find(|(name, _)| name == record::TRACEPARENT)?;
+    let value = entry.headers.get(record::TRACEPARENT)?;
     let trace = Trace::parse(std::str::from_utf8(value).ok()?)?;
     Some(trace.id().to_owned())
 }

@@ -17,7 +17,7 @@ use http::header::{CONTENT_TYPE, HOST};
 use http::request;
 use http_body::Body as _;
 use metrics::{Counter, Histogram};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use self::answering::Published;
@@ -37,7 +37,7 @@ use crate::kafka::producer::{Producer, PublishError};
 use crate::kafka::record::{self, ClaimRef, Message};
 use crate::messages::keys::{Keys, Promised};
 use crate::messages::{Origin, Timelines, id};
-use crate::service::{Call, Response};
+use crate::service::{Call, Permit, Response};
 use crate::telemetry::metrics::{Metrics, Outcomes};
 use crate::telemetry::spans::Open;
 use crate::telemetry::trace::Trace;
@@ -102,6 +102,27 @@ struct Draft {
     value: Bytes,
     claim: Option<(Claim, Vec<String>)>,
     saved: usize,
+}
+
+/// What a call comes to before anything is sent.
+enum Prepared {
+    /// A message that was promised to an earlier call with its idempotency key.
+    Known(Published),
+    /// A record that is ready to go.
+    Ready(Ready),
+}
+
+/// A record that is ready to go, and what its caller is told afterwards.
+struct Ready {
+    drafted: Drafted,
+    trace: Trace,
+    span: Option<Open>,
+    claim: Option<Claim>,
+    /// Bytes that slimming saved.
+    saved: usize,
+    /// How long the caller would wait for the result.
+    wait: Option<Duration>,
+    permit: Option<Permit>,
 }
 
 /// What a message has from its first moment.
@@ -177,7 +198,17 @@ impl Publish {
     }
 
     async fn publish(&self, call: Box<Call>) -> Result<Published, Error> {
+        // Two futures, one after the other: nothing of the first is held while the broker is waited for.
+        match self.prepare(call).await? {
+            Prepared::Known(published) => Ok(published),
+            Prepared::Ready(ready) => self.keep(ready).await,
+        }
+    }
+
+    /// Makes a record of a call, unless its idempotency key stands for one.
+    async fn prepare(&self, call: Box<Call>) -> Result<Prepared, Error> {
         let Call {
+            started,
             request,
             trace,
             traced,
@@ -190,7 +221,7 @@ impl Publish {
         if let Some(check) = &self.check {
             check.head(&head.headers, !body.is_end_stream())?;
         }
-        let body = self.read(body).await?;
+        let body = self.read(body, started).await?;
         let answers = self.sender.answers.as_ref();
         let wait = answers.and_then(|_| prefer::wait(&head.headers));
         let (id, proof, using) = match self.idempotency(&head, &body)? {
@@ -198,7 +229,7 @@ impl Publish {
             Some(Key::New(id, proof, using)) => (id, Some(proof), Some(using)),
             Some(Key::Used(id, promised)) => {
                 let accepted = self.accepted(id, promised, None);
-                return Ok(Published::new(accepted, wait, permit));
+                return Ok(Prepared::Known(Published::new(accepted, wait, permit)));
             }
         };
         let draft = self.draft(&head, body).await?;
@@ -214,29 +245,44 @@ impl Publish {
         let mut message = self.message(&head, birth, &draft);
         message.reply =
             answers.and_then(|own| own.ask(self.track, wait, self.reply_from.as_deref()));
+        let headers = record::encode(&message);
         let drafted = Drafted {
             id,
             time,
+            sent: Instant::now(),
             proof,
             using,
             route: Arc::clone(&self.route),
             origin: self.origin,
-            key: draft.key.clone(),
-            headers: record::encode(&message),
-            value: draft.value.clone(),
+            key: draft.key,
+            headers,
+            value: draft.value,
         };
-        let sent = Instant::now();
+        Ok(Prepared::Ready(Ready {
+            drafted,
+            trace,
+            span,
+            claim: draft.claim.map(|(claim, _)| claim),
+            saved: draft.saved,
+            wait,
+            permit,
+        }))
+    }
+
+    /// Waits until the message is promised, and tells what became of it.
+    async fn keep(&self, ready: Ready) -> Result<Published, Error> {
+        let Ready { drafted, .. } = ready;
+        let (id, sent, bytes) = (drafted.id, drafted.sent, drafted.value.len());
         let promised = promise::keep(&self.sender, &self.way, drafted)
             .await
-            .inspect_err(|error| self.refusals.note(error, draft.value.len()));
-        self.tell((id, &trace), span, &promised);
+            .inspect_err(|error| self.refusals.note(error, bytes));
+        self.tell((id, &ready.trace), ready.span, &promised);
         let promised = promised?;
         self.meters.seconds.record(sent.elapsed());
-        self.meters.bytes.increment(draft.value.len() as u64);
-        self.meters.slimmed.increment(draft.saved as u64);
-        let claim = draft.claim.as_ref().map(|(claim, _)| claim);
-        let accepted = self.accepted(id, promised, claim);
-        Ok(Published::new(accepted, wait, permit))
+        self.meters.bytes.increment(bytes as u64);
+        self.meters.slimmed.increment(ready.saved as u64);
+        let accepted = self.accepted(id, promised, ready.claim.as_ref());
+        Ok(Published::new(accepted, ready.wait, ready.permit))
     }
 
     /// Tells the counters, the log and the trace what became of a message. One that nobody promised may be in its topic all
@@ -269,8 +315,8 @@ impl Publish {
         }
     }
 
-    async fn read(&self, body: Body) -> Result<Bytes, Error> {
-        match timeout(BODY_TIMEOUT, body.read(self.max_body)).await {
+    async fn read(&self, body: Body, started: Instant) -> Result<Bytes, Error> {
+        match timeout_at(started + BODY_TIMEOUT, body.read(self.max_body)).await {
             Ok(read) => read,
             Err(_) => {
                 let wait = humantime::format_duration(BODY_TIMEOUT);

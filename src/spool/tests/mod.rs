@@ -27,7 +27,6 @@ fn folder() -> PathBuf {
 }
 
 fn entry(topic: &str, number: u64, size: usize) -> Entry {
-    let header = |name: &'static str, value: String| (name.into(), Bytes::from(value));
     Entry {
         id: Uuid::from_u128(u128::from(number) << 64 | 1),
         topic: Arc::from(topic),
@@ -35,10 +34,9 @@ fn entry(topic: &str, number: u64, size: usize) -> Entry {
         accepted: std::time::UNIX_EPOCH + Duration::from_millis(1_800_000_000_000 + number),
         proof: number.is_multiple_of(3).then_some([number as u8; 32]),
         key: (!number.is_multiple_of(5)).then(|| Bytes::from(format!("k{}", number % 7))),
-        headers: vec![
-            header("ce_id", number.to_string()),
-            header("empty", String::new()),
-        ],
+        headers: [("ce_id", number.to_string()), ("empty", String::new())]
+            .into_iter()
+            .collect(),
         value: Bytes::from(vec![number as u8; size]),
     }
 }
