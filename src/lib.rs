@@ -19,6 +19,7 @@ pub mod upstream;
 
 pub mod body;
 pub mod error;
+pub mod headers;
 pub mod lifecycle;
 pub mod service;
 pub mod telemetry;

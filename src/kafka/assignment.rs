@@ -19,7 +19,8 @@ use tokio::time::Instant;
 
 use super::client::Reporter;
 use super::lanes::{Counters, Feed, Lane, Received, Waker, lane};
-use super::record::{Headers, header_name};
+use super::record::header_name;
+use crate::headers::Headers;
 use crate::lifecycle;
 
 /// How long a revoked partition waits for what is in flight.

@@ -13,8 +13,8 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::record::Headers;
 use super::tracker::Tracker;
+use crate::headers::Headers;
 
 /// Records that wait in a lane.
 pub const LANE_RECORDS_MAX: usize = 64;

@@ -19,10 +19,10 @@ use tokio::time::Instant;
 use super::client::{self, Bootstrap, QUEUE_RECORDS_MAX, Reporter, SetupError};
 use super::link::{Link, Task};
 use super::properties::Redactor;
-use super::record::Headers;
 use super::slots::{Slots, Ticket};
 use crate::config::model::Kafka;
 use crate::error::{Error, Kind, Retry};
+use crate::headers::Headers;
 
 /// How long a probe waits for the broker's answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);

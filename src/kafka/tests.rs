@@ -13,8 +13,9 @@ use super::consumer::{Consumer, StopError};
 use super::embedded::{Embedded, PARTITIONS};
 use super::lanes::Lane;
 use super::producer::{Ack, Outgoing, Producer, PublishError};
-use super::record::{self, Headers};
+use super::record;
 use crate::config::model::{Cluster, Kafka, Secret};
+use crate::headers::Headers;
 
 /// Longer than anything here takes on a slow machine; nothing waits for it unless it fails.
 const LONG: Duration = Duration::from_secs(20);

@@ -5,9 +5,10 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 
+use crate::headers::Headers;
 use crate::kafka::lanes::Received;
 use crate::kafka::producer::{Ack, Outgoing, Producer, PublishError};
-use crate::kafka::record::{CALL_PREFIX, CE_ID, Headers, METHOD, TARGET, TRACEPARENT};
+use crate::kafka::record::{CALL_PREFIX, CE_ID, METHOD, TARGET, TRACEPARENT};
 
 const PREFIX: &str = "wayside-dead-";
 /// Why it is here, in words.

@@ -15,8 +15,8 @@ use super::outbox::Outbox;
 use super::publish::Sender;
 use crate::config::model::{Accept, Publish as Rule};
 use crate::error::{Error, Kind, Retry};
+use crate::headers::Headers;
 use crate::kafka::producer::{Outgoing, PublishError};
-use crate::kafka::record::Headers;
 use crate::messages::keys::{Promised, Proof, Using};
 use crate::messages::{Event, Origin, What};
 use crate::spool::{Entry, Promise, Receipt, Refused, Spool, Unkept};
@@ -47,7 +47,7 @@ impl Way {
     }
 }
 
-/// A record that is ready to go.
+/// A record that is ready to go. It travels in a box, as calls do.
 #[derive(Debug)]
 pub(super) struct Drafted {
     pub(super) id: Uuid,
@@ -68,14 +68,22 @@ pub(super) struct Drafted {
 ///
 /// # Errors
 /// Nobody promises anything; the error says whether the record may be at the broker all the same.
-pub(super) async fn keep(sender: &Sender, way: &Way, drafted: Drafted) -> Result<Promised, Error> {
+pub(super) async fn keep(
+    sender: &Sender,
+    way: &Way,
+    drafted: Box<Drafted>,
+) -> Result<Promised, Error> {
     match &sender.outbox {
         Some((outbox, _)) => by_spool(outbox, way, drafted, sender).await,
         None => by_broker(sender, way, drafted).await,
     }
 }
 
-async fn by_broker(sender: &Sender, way: &Way, mut drafted: Drafted) -> Result<Promised, Error> {
+async fn by_broker(
+    sender: &Sender,
+    way: &Way,
+    mut drafted: Box<Drafted>,
+) -> Result<Promised, Error> {
     let outgoing = Outgoing {
         topic: &way.topic,
         key: drafted.key.as_deref(),
@@ -181,55 +189,22 @@ fn promised(kept: Result<Promise, Unkept>) -> Result<Promised, Error> {
 async fn by_spool(
     outbox: &Outbox,
     way: &Way,
-    mut drafted: Drafted,
+    drafted: Box<Drafted>,
     sender: &Sender,
 ) -> Result<Promised, Error> {
-    let id = drafted.id;
-    let entry = Entry {
-        id,
-        topic: Arc::clone(&way.topic),
-        accepted: drafted.time,
-        route: drafted.route,
-        proof: drafted.proof,
-        key: drafted.key,
-        headers: drafted.headers,
-        value: drafted.value,
-    };
-    let (spool, producer) = (outbox.spool(), outbox.producer());
-    let outgoing = Outgoing {
-        topic: &entry.topic,
-        key: entry.key.as_deref(),
-        value: &entry.value,
-        headers: &entry.headers,
-    };
-    let bytes = outgoing.bytes();
-    if bytes > producer.record_max() {
-        return Err(PublishError::TooLarge.into());
-    }
-    if bytes > spool.record_max() {
-        let detail = "the record is over a quarter of `spool.max`";
-        return Err(Error::new(Kind::RecordTooLarge, detail));
-    }
-    outbox.check(&way.topic, bytes)?;
     // While the broker is known to be away there is no use in waiting for it.
-    let at_once = way.accept == Accept::Spooled || producer.is_away();
-    let receipt = spool.append(entry, at_once).map_err(refused)?;
-    drafted.using.iter_mut().for_each(|using| using.doubt(true));
-    let begun = Begun {
-        sender,
-        spool,
-        id,
-        accepted: Event::at(drafted.time, What::Accepted).origin(drafted.origin),
-        using: drafted.using,
-        receipt: Some(receipt),
-    };
+    let at_once = way.accept == Accept::Spooled || outbox.producer().is_away();
+    let begun = begin(outbox, way, *drafted, sender, at_once)?;
     if !at_once {
         if let Some(kept) = begun.kept(way.ack_wait).await {
             return begun.ended(kept);
         }
         // A broker that does not answer in time may be away: the next caller need not wait as long.
-        producer.doubt();
-        begun.receipt.iter().for_each(|receipt| spool.sync(receipt));
+        outbox.producer().doubt();
+        begun
+            .receipt
+            .iter()
+            .for_each(|receipt| begun.spool.sync(receipt));
     }
     match begun.kept(DISK_WAIT).await {
         Some(kept) => begun.ended(kept),
@@ -240,6 +215,52 @@ async fn by_spool(
             Err(Error::new(Kind::Spool, detail).after(AFTER))
         }
     }
+}
+
+/// Gives a message to the log, if it may be sent at all.
+fn begin<'a>(
+    outbox: &'a Outbox,
+    way: &Way,
+    drafted: Drafted,
+    sender: &'a Sender,
+    at_once: bool,
+) -> Result<Begun<'a>, Error> {
+    let mut using = drafted.using;
+    let entry = Entry {
+        id: drafted.id,
+        topic: Arc::clone(&way.topic),
+        accepted: drafted.time,
+        route: drafted.route,
+        proof: drafted.proof,
+        key: drafted.key,
+        headers: drafted.headers,
+        value: drafted.value,
+    };
+    let outgoing = Outgoing {
+        topic: &entry.topic,
+        key: entry.key.as_deref(),
+        value: &entry.value,
+        headers: &entry.headers,
+    };
+    let (bytes, spool) = (outgoing.bytes(), outbox.spool());
+    if bytes > outbox.producer().record_max() {
+        return Err(PublishError::TooLarge.into());
+    }
+    if bytes > spool.record_max() {
+        let detail = "the record is over a quarter of `spool.max`";
+        return Err(Error::new(Kind::RecordTooLarge, detail));
+    }
+    outbox.check(&way.topic, bytes)?;
+    let receipt = spool.append(entry, at_once).map_err(refused)?;
+    using.iter_mut().for_each(|using| using.doubt(true));
+    Ok(Begun {
+        sender,
+        spool,
+        id: drafted.id,
+        accepted: Event::at(drafted.time, What::Accepted).origin(drafted.origin),
+        using,
+        receipt: Some(receipt),
+    })
 }
 
 fn refused(why: Refused) -> Error {

@@ -18,8 +18,9 @@ use uuid::Uuid;
 
 use super::answers::{Answers, RECEIPTS};
 use crate::config::model::Track;
+use crate::headers::Headers;
 use crate::kafka::producer::{Outgoing, Producer, PublishError};
-use crate::kafka::record::{self, Decoded, Headers};
+use crate::kafka::record::{self, Decoded};
 use crate::lifecycle;
 use crate::messages::receipt::Receipt;
 use crate::messages::{Answer, Event, Outcome, Timelines};

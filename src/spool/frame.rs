@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use uuid::Uuid;
 
-use crate::kafka::record::{Headers, header_name};
+use crate::headers::Headers;
 
 /// Bytes before a segment's first frame.
 pub(super) const HEADER_LEN: usize = 1024;
@@ -329,7 +329,7 @@ impl<'a> Stored<'a> {
         let mut headers = Headers::new();
         // They were read once already, when the frame was.
         Reader(self.headers).headers(|name, value| {
-            headers.push(header_name(&String::from_utf8_lossy(name)), value);
+            headers.push(String::from_utf8_lossy(name).into_owned(), value);
         });
         Entry {
             id: self.id,

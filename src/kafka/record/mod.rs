@@ -14,11 +14,11 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use uuid::Uuid;
 
 pub use self::decode::{Claim, Decoded, Position, decode};
-pub use self::headers::Headers;
+
 use crate::config::model::{HeaderRule, Track};
+use crate::headers::Headers;
 
 mod decode;
-mod headers;
 
 /// Always `1.0`.
 pub const CE_SPECVERSION: &str = "ce_specversion";

@@ -114,7 +114,7 @@ enum Prepared {
 
 /// A record that is ready to go, and what its caller is told afterwards.
 struct Ready {
-    drafted: Drafted,
+    drafted: Box<Drafted>,
     trace: Trace,
     span: Option<Open>,
     claim: Option<Claim>,
@@ -246,7 +246,7 @@ impl Publish {
         message.reply =
             answers.and_then(|own| own.ask(self.track, wait, self.reply_from.as_deref()));
         let headers = record::encode(&message);
-        let drafted = Drafted {
+        let drafted = Box::new(Drafted {
             id,
             time,
             sent: Instant::now(),
@@ -257,7 +257,7 @@ impl Publish {
             key: draft.key,
             headers,
             value: draft.value,
-        };
+        });
         Ok(Prepared::Ready(Ready {
             drafted,
             trace,

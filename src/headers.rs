@@ -1,4 +1,4 @@
-//! The headers of one record.
+//! The headers of one record, as its maker, the broker's client and the spool hand it on.
 
 use std::borrow::Cow;
 
@@ -34,7 +34,7 @@ impl Headers {
     }
 
     /// Adds one whose value is made of parts.
-    pub(super) fn put(&mut self, name: impl Into<Cow<'static, str>>, parts: &[&[u8]]) {
+    pub fn put(&mut self, name: impl Into<Cow<'static, str>>, parts: &[&[u8]]) {
         for part in parts {
             self.values.extend_from_slice(part);
         }
@@ -42,7 +42,7 @@ impl Headers {
     }
 
     /// Adds one whose value is a text.
-    pub(super) fn text(&mut self, name: &'static str, value: &dyn std::fmt::Display) {
+    pub fn text(&mut self, name: &'static str, value: &dyn std::fmt::Display) {
         use std::io::Write as _;
         // Writing to memory does not fail.
         if write!(self.values, "{value}").is_ok() {
