@@ -33,6 +33,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("lifecycle", &[]),
     ("body", &[]),
     ("error", &[]),
+    ("headers", &[]),
     // A call says who its caller is.
     ("service", &["tls"]),
 ];
@@ -42,6 +43,7 @@ const FOR_ALL: &[&str] = &[
     "body",
     "config",
     "error",
+    "headers",
     "lifecycle",
     "service",
     "telemetry",
