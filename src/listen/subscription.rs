@@ -404,16 +404,12 @@ fn reason(attempted: &Attempted) -> String {
 
 /// Makes a delivery of a record.
 fn read(received: &Received) -> Delivery {
-    let headers = received
-        .headers
-        .iter()
-        .map(|(name, value)| (name.as_ref(), value.as_ref()));
     let position = Position {
         topic: &received.topic,
         partition: received.partition,
         offset: received.offset,
     };
-    let record = record::decode(headers, position);
+    let record = record::decode(received.headers.iter(), position);
     let trace = record
         .traceparent
         .as_deref()
