@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tower::service_fn;
 
-use super::{Probe, json, messages, settle};
+use super::{Probe, Subscriptions, json, messages, settle, subscriptions};
 use crate::config::model::{Address, Config};
 use crate::error::{Error, Kind};
 use crate::messages::Timelines;
@@ -34,6 +34,8 @@ pub struct Dump {
     pub config: Box<dyn Fn() -> Arc<Config> + Send + Sync>,
     /// What happened to each message.
     pub timelines: Arc<Timelines>,
+    /// How deliveries go.
+    pub subscriptions: Arc<dyn Subscriptions>,
     /// Calls in flight, by door.
     pub gates: Vec<(&'static str, Arc<Gate>)>,
 }
@@ -95,13 +97,16 @@ impl Dump {
             (&Method::GET | &Method::HEAD, path) if path.starts_with(ONE_MESSAGE) => {
                 messages::one(&self.timelines, asked, &path[ONE_MESSAGE.len()..])
             }
+            (_, path) if path == subscriptions::ALL || path.starts_with(subscriptions::ONE) => {
+                subscriptions::answer(&*self.subscriptions, method, path)
+            }
             (&Method::GET | &Method::HEAD, path) => self.probe.answer(path).ok_or_else(|| {
-                let detail = "this door has /live, /ready, /metrics, /config, /messages and /drain";
+                let detail = "this door has /live, /ready, /metrics, /config, /messages, /subscriptions and /drain";
                 Error::new(Kind::NotFound, detail)
             }),
             _ => Err(Error::new(
                 Kind::MethodNotAllowed,
-                "the only POST here is /drain",
+                "a POST goes to /drain or /subscriptions/TOPIC/pause or /resume",
             )),
         }
     }

@@ -3,9 +3,11 @@
 mod dump;
 mod messages;
 mod probe;
+mod subscriptions;
 
 pub use dump::{Dump, admin_handler};
 pub use probe::{Probe, probe_handler};
+pub use subscriptions::Subscriptions;
 
 use std::convert::Infallible;
 

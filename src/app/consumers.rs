@@ -21,6 +21,7 @@ use crate::pattern::deliver::Deliver;
 use crate::pattern::hop::Via;
 use crate::pattern::hydrate::Hydrate;
 use crate::pattern::receipts::Receipts;
+use crate::pattern::verdict::Table;
 
 /// How long a reload waits for the consumers that it replaces.
 const HANDOVER: Duration = Duration::from_secs(2);
@@ -158,13 +159,16 @@ impl Consumers {
             &broker.bootstrap,
             group,
             topics,
-            move |lane| match members.iter().find(|member| member.topic() == &*lane.topic) {
+            move |intake| match members
+                .iter()
+                .find(|member| member.topic() == &*intake.topic)
+            {
                 Some(member) => {
-                    lifecycle::spawn(workers.next(), "lane", Arc::clone(member).run(lane));
+                    lifecycle::spawn(workers.next(), "partition", Arc::clone(member).run(intake));
                 }
                 None => tracing::error!(
-                    topic = &*lane.topic,
-                    "a lane of a topic that nobody subscribed to"
+                    topic = &*intake.topic,
+                    "a partition of a topic that nobody subscribed to"
                 ),
             },
         )?;
@@ -187,6 +191,7 @@ impl Consumers {
             forward: live::within(forward, rule.timeout),
             hydrate: Arc::clone(&self.hydrate),
             mode: rule.hydrate,
+            verdicts: Table::new(&rule.verdicts),
             path: path(rule)?,
             host: HeaderValue::from_str(&app.to_string()).map_err(io::Error::other)?,
             claims_at: self.claims_at.clone(),
@@ -198,7 +203,9 @@ impl Consumers {
             spans: self.parts.spans.clone(),
             metrics: &self.parts.metrics,
         };
-        Ok(Subscription::new(rule, deliver, producer, records))
+        let subscription = Subscription::new(rule, deliver, producer, records);
+        self.parts.subscriptions.add(&subscription);
+        Ok(subscription)
     }
 }
 

@@ -8,6 +8,7 @@ mod live;
 mod parts;
 mod reload;
 mod stack;
+mod subscriptions;
 
 pub use parts::BuildError;
 pub use reload::{LOOK, Reloaded, Watcher};
@@ -236,6 +237,7 @@ impl Sidecar {
             probe,
             config: Box::new(move || Arc::clone(&live.load().config)),
             timelines: Arc::clone(&self.parts.timelines),
+            subscriptions: Arc::clone(&self.parts.subscriptions) as _,
             gates,
         };
         self.accept(
@@ -519,6 +521,7 @@ async fn upkeep(parts: Weak<Parts>) {
         let Some(parts) = parts.upgrade() else { return };
         let queue = parts.metrics.gauge(&names::PRODUCER_QUEUE, &[]);
         parts.metrics.upkeep();
+        parts.subscriptions.refresh();
         if let Some(broker) = &parts.broker {
             let outbox = broker.sender.outbox.as_ref();
             let spooled = outbox.map_or(0, |(outbox, _)| outbox.waiting());

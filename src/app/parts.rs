@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::subscriptions::Subscriptions;
 use crate::claims::Stores;
 use crate::config::model::{Cluster, Config, Kafka};
 use crate::error::Error;
@@ -46,6 +47,8 @@ pub(crate) struct Parts {
     pub(crate) identities: Vec<Arc<Identity>>,
     /// What happened to each message.
     pub(crate) timelines: Arc<Timelines>,
+    /// The subscriptions that run.
+    pub(crate) subscriptions: Arc<Subscriptions>,
     /// Records spans; `None` without `telemetry`.
     pub(crate) spans: Option<Arc<Spans>>,
     /// The broker and what sends to it.
@@ -102,6 +105,7 @@ impl Parts {
             claims,
             identities,
             timelines,
+            subscriptions: Arc::default(),
             spans,
             broker,
         })

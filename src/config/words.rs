@@ -224,12 +224,17 @@ pub(super) static SUBSCRIPTION: Shape = Shape {
         key("hydrate"),
         section("retry", &SUBSCRIPTION_RETRY),
         key("dead_letter"),
+        key("ordering"),
+        section("window", &WINDOW),
+        key("quarantine"),
+        key("dedupe"),
+        key("verdicts"),
         later("broadcast"),
-        later("ordering"),
-        later("quarantine"),
-        later("dedupe"),
-        later("verdicts"),
     ],
+};
+
+pub(super) static WINDOW: Shape = Shape {
+    keys: &[key("messages"), key("bytes"), key("full")],
 };
 
 pub(super) static DELIVER: Shape = Shape {

@@ -2,7 +2,7 @@
 //!
 //! All of it runs on the consumer's thread, inside its polls of the common queue.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -15,10 +15,11 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers as NativeHeaders, Message as _};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::client::Reporter;
-use super::lanes::{Counters, Feed, Lane, Received, Waker, lane};
+use super::intake::{Counters, Feed, Intake, Received, Waker, intake};
 use super::record::header_name;
 use crate::headers::Headers;
 use crate::lifecycle;
@@ -74,7 +75,7 @@ impl std::fmt::Debug for Control {
 }
 
 pub(super) type Native = BaseConsumer<Group>;
-pub(super) type OnLane = Arc<Mutex<Box<dyn Fn(Lane) + Send>>>;
+pub(super) type OnIntake = Arc<Mutex<Box<dyn Fn(Intake) + Send>>>;
 
 /// One assigned partition, on the thread's side.
 pub(super) struct Partition {
@@ -83,23 +84,23 @@ pub(super) struct Partition {
     pub(super) feed: Feed,
     /// Absent if the native client did not split it off; its records then come by the common queue.
     queue: Option<PartitionQueue<Group>>,
-    /// The queue has something, or its lane has room again.
+    /// The queue has something, or its intake has room again.
     pub(super) ready: Arc<AtomicBool>,
-    /// Records that came by the common queue while the lane was full. Bounded by what that queue held at the split.
+    /// Records that came by the common queue while the intake was full. Bounded by what that queue held at the split.
     pub(super) stash: VecDeque<Received>,
     stored: Option<i64>,
     abandoned: bool,
 }
 
 impl Partition {
-    /// Moves records into the lane until it is full, the queue is empty or the turn is over. True if any moved.
+    /// Moves records into the intake until it is full, the queue is empty or the turn is over. True if any moved.
     pub(super) fn fill(&mut self, group: &Group) -> bool {
         if self.abandoned || !self.ready.swap(false, Ordering::AcqRel) {
             return false;
         }
         for moved in 0..TURN {
             if !self.feed.has_room() {
-                // The lane's owner wakes the thread; the next turn looks again.
+                // The intake's owner wakes the thread; the next turn looks again.
                 self.ready.store(true, Ordering::Release);
                 return moved > 0;
             }
@@ -116,7 +117,7 @@ impl Partition {
                 tracing::error!(
                     topic,
                     partition,
-                    "a lane's owner went away; its partition stands still"
+                    "an intake's owner went away; its partition stands still"
                 );
                 self.abandoned = true;
                 return false;
@@ -152,10 +153,27 @@ impl Partition {
     }
 }
 
+/// What is read of the native client's statistics.
+#[derive(Debug, Deserialize)]
+struct Statistics {
+    topics: HashMap<String, TopicStatistics>,
+}
+
+#[derive(Debug, Deserialize)]
+struct TopicStatistics {
+    partitions: HashMap<String, PartitionStatistics>,
+}
+
+#[derive(Debug, Deserialize)]
+struct PartitionStatistics {
+    /// The last stable offset: behind it are only transactions that go on.
+    ls_offset: i64,
+}
+
 /// The native client's callbacks: assignments, errors and its log.
 pub(super) struct Group {
     pub(super) control: Arc<Control>,
-    pub(super) on_lane: OnLane,
+    pub(super) on_intake: OnIntake,
     pub(super) reporter: Reporter,
     /// Needed to split queues; weak, since the client holds this.
     pub(super) native: OnceLock<Weak<Native>>,
@@ -166,7 +184,12 @@ impl ClientContext for Group {
         self.reporter.log(level, facility, text);
     }
 
-    fn stats_raw(&self, _statistics: &[u8]) {}
+    fn stats_raw(&self, statistics: &[u8]) {
+        // Its form is librdkafka's (STATISTICS.md); one that cannot be read tells nothing.
+        if let Ok(statistics) = serde_json::from_slice::<Statistics>(statistics) {
+            self.note_ends(&statistics);
+        }
+    }
 
     fn error(&self, error: KafkaError, text: &str) {
         self.reporter.warn(&error.to_string(), text);
@@ -195,6 +218,17 @@ impl ConsumerContext for Group {
 }
 
 impl Group {
+    fn note_ends(&self, statistics: &Statistics) {
+        for part in &*self.control.partitions() {
+            let topic = statistics.topics.get(&*part.topic);
+            let partitions = topic.map(|topic| &topic.partitions);
+            let ends = partitions.and_then(|all| all.get(&part.partition.to_string()));
+            if let Some(ends) = ends.filter(|ends| ends.ls_offset >= 0) {
+                part.feed.shared.ends_at(ends.ls_offset);
+            }
+        }
+    }
+
     fn assign(&self, list: &TopicPartitionList) {
         static EPOCH: AtomicU64 = AtomicU64::new(1);
         let epoch = EPOCH.fetch_add(1, Ordering::Relaxed);
@@ -211,7 +245,7 @@ impl Group {
                     waker.wake();
                 });
             }
-            let (lane, feed) = lane(&topic, number, epoch, (&control.waker, &control.counters));
+            let (intake, feed) = intake(&topic, number, epoch, (&control.waker, &control.counters));
             tracing::debug!(
                 topic = &*topic,
                 partition = number,
@@ -231,7 +265,10 @@ impl Group {
                 stored: None,
                 abandoned: false,
             });
-            (self.on_lane.lock().unwrap_or_else(PoisonError::into_inner))(lane);
+            (self
+                .on_intake
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner))(intake);
         }
     }
 
@@ -265,7 +302,7 @@ impl Group {
     }
 }
 
-/// Ends lanes and commits what has ended in them.
+/// Ends intakes and commits what has ended in them.
 pub(super) fn finish(native: &Native, gone: &[Partition], lost: bool) {
     let mut offsets = TopicPartitionList::new();
     for Partition {

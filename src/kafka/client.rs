@@ -132,6 +132,8 @@ const CONSUMER: &[(&str, &str)] = &[
     // The default of 1 s would mean one fetch a second once a queue is full.
     ("fetch.queue.backoff.ms", "20"),
     ("fetch.message.max.bytes", "1048576"),
+    // For the lag of each partition.
+    ("statistics.interval.ms", "5000"),
     ("enable.partition.eof", "false"),
     ("allow.auto.create.topics", "false"),
     // A new topic must be seen within 5 s, joining included.

@@ -2,7 +2,7 @@
 //!
 //! The thread serves the group's events whatever the deliveries do, so a slow app never costs the assignment. Each
 //! partition has a queue of its own, split off before the partition is assigned: later, its first records would lie in
-//! the common queue. Nothing is ever paused; a partition whose lane is full is just not polled.
+//! the common queue. Nothing is ever paused; a partition whose intake is full is just not polled.
 //!
 //! An offset is stored when the contiguous prefix before it has ended, committed every second by the native client, and
 //! at once when a partition is taken away or the consumer stops.
@@ -16,9 +16,9 @@ use rdkafka::message::{BorrowedMessage, Message as _};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::assignment::{Control, Group, Native, OnLane, Partition, copy, finish};
+use super::assignment::{Control, Group, Native, OnIntake, Partition, copy, finish};
 use super::client::{self, Bootstrap, Reporter, SetupError};
-use super::lanes::Lane;
+use super::intake::Intake;
 use super::properties::Redactor;
 use crate::config::model::Kafka;
 
@@ -58,7 +58,7 @@ pub enum StopError {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Partitions assigned.
-    pub lanes: usize,
+    pub intakes: usize,
     /// Records fetched and not handed out.
     pub waiting: usize,
     /// Their bytes.
@@ -76,7 +76,7 @@ pub struct Snapshot {
 }
 
 impl Consumer {
-    /// Joins the group from a thread of its own; `on_lane` is called there for each partition that is assigned and must
+    /// Joins the group from a thread of its own; `on_intake` is called there for each partition that is assigned and must
     /// not block. It does not wait for the broker. A topic that does not exist yet is consumed once it does.
     ///
     /// # Errors
@@ -86,7 +86,7 @@ impl Consumer {
         bootstrap: &Bootstrap,
         group: &str,
         topics: Vec<String>,
-        on_lane: impl Fn(Lane) + Send + 'static,
+        on_intake: impl Fn(Intake) + Send + 'static,
     ) -> Result<Self, SetupError> {
         if topics.is_empty() {
             return Err(SetupError::NoTopic(group.to_owned()));
@@ -95,7 +95,7 @@ impl Consumer {
         let (end, ended) = watch::channel(false);
         let worker = Worker {
             control: Arc::clone(&control),
-            on_lane: Arc::new(Mutex::new(Box::new(on_lane))),
+            on_intake: Arc::new(Mutex::new(Box::new(on_intake))),
             kafka: kafka.clone(),
             bootstrap: bootstrap.clone(),
             group: group.to_owned(),
@@ -127,7 +127,7 @@ impl Consumer {
         for partition in &*self.control.partitions() {
             let shared = &partition.feed.shared;
             let (records, bytes) = shared.waiting();
-            out.lanes += 1;
+            out.intakes += 1;
             out.waiting += records;
             out.waiting_bytes += bytes;
             out.in_flight += shared.in_flight();
@@ -172,7 +172,7 @@ impl Drop for Consumer {
 /// The thread.
 struct Worker {
     control: Arc<Control>,
-    on_lane: OnLane,
+    on_intake: OnIntake,
     kafka: Kafka,
     bootstrap: Bootstrap,
     group: String,
@@ -184,7 +184,7 @@ impl Worker {
         let redactor = Redactor::of(&self.kafka.properties);
         let group = Group {
             control: Arc::clone(&self.control),
-            on_lane: Arc::clone(&self.on_lane),
+            on_intake: Arc::clone(&self.on_intake),
             reporter: Reporter::new(&self.group, redactor.clone()),
             native: OnceLock::new(),
         };
@@ -284,7 +284,7 @@ impl Worker {
     }
 
     /// A record that came by the common queue. Splitting first makes that impossible as far as we know; to lose it would
-    /// break a promise, so it goes to its lane all the same.
+    /// break a promise, so it goes to its intake all the same.
     fn stray(&self, native: &Native, message: &BorrowedMessage<'_>) {
         let mut partitions = self.control.partitions();
         let same = |part: &&mut Partition| {

@@ -7,7 +7,7 @@
 //! * `slots`, `link`: who waits for an acknowledgement; whether the broker answers
 //! * [`consumer`]: one consumer per group, on a thread of its own
 //! * `assignment`: what that consumer has at the moment, as partitions come and go
-//! * [`lanes`]: the records of one partition, in order, from that thread to the task that delivers them
+//! * [`intake`]: the records of one partition, in order, from that thread to the task that delivers them
 //! * [`tracker`]: which offset may be committed; pure
 //! * [`replies`]: the reader of what receivers tell of our messages; [`murmur`] says in which partition
 //! * [`inspect`]: what a broker says of itself, for `check --live`
@@ -18,7 +18,7 @@ pub mod client;
 pub mod consumer;
 pub mod embedded;
 pub mod inspect;
-pub mod lanes;
+pub mod intake;
 mod link;
 pub mod murmur;
 pub mod producer;

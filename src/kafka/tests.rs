@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::client::Bootstrap;
 use super::consumer::{Consumer, StopError};
 use super::embedded::{Embedded, PARTITIONS};
-use super::lanes::Lane;
+use super::intake::Intake;
 use super::producer::{Ack, Outgoing, Producer, PublishError};
 use super::record;
 use crate::config::model::{Cluster, Kafka, Secret};
@@ -68,31 +68,31 @@ async fn eventually<T>(mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
 
 struct Member {
     consumer: Consumer,
-    lanes: mpsc::Receiver<Lane>,
+    intakes: mpsc::Receiver<Intake>,
 }
 
 impl Member {
     fn join(bootstrap: &Bootstrap, group: &str, topics: &[&str]) -> Self {
-        let (sender, lanes) = mpsc::channel(64);
+        let (sender, intakes) = mpsc::channel(64);
         let topics = topics.iter().map(|topic| (*topic).to_owned()).collect();
-        let on_lane = move |lane| sender.try_send(lane).expect("room for a lane");
+        let on_intake = move |intake| sender.try_send(intake).expect("room for an intake");
         let consumer =
-            Consumer::start(&kafka(&[]), bootstrap, group, topics, on_lane).expect("a consumer");
-        Self { consumer, lanes }
+            Consumer::start(&kafka(&[]), bootstrap, group, topics, on_intake).expect("a consumer");
+        Self { consumer, intakes }
     }
 
-    async fn lane(&mut self) -> Lane {
-        timeout(LONG, self.lanes.recv())
+    async fn intake(&mut self) -> Intake {
+        timeout(LONG, self.intakes.recv())
             .await
-            .expect("a lane in time")
+            .expect("an intake in time")
             .expect("a consumer")
     }
 }
 
-async fn take(lane: &mut Lane, count: usize) -> Vec<(i64, String)> {
+async fn take(intake: &mut Intake, count: usize) -> Vec<(i64, String)> {
     let mut out = Vec::new();
     for _ in 0..count {
-        let record = timeout(LONG, lane.next())
+        let record = timeout(LONG, intake.next())
             .await
             .expect("a record in time")
             .expect("a record");
@@ -288,11 +288,11 @@ async fn a_message_comes_out_as_it_went_in() {
         .expect("acknowledged");
 
     let mut member = Member::join(&broker.bootstrap(), "billing", &["calls"]);
-    let mut lane = member.lane().await;
-    while lane.partition != ack.partition {
-        lane = member.lane().await;
+    let mut intake = member.intake().await;
+    while intake.partition != ack.partition {
+        intake = member.intake().await;
     }
-    let got = timeout(LONG, lane.next())
+    let got = timeout(LONG, intake.next())
         .await
         .expect("in time")
         .expect("a record");
@@ -313,7 +313,7 @@ async fn a_message_comes_out_as_it_went_in() {
         (message.id, Some(message.target.to_owned()), 0)
     );
     assert_eq!(read.headers, message.headers);
-    assert_eq!(take(&mut lane, 1).await, [(empty.offset, String::new())]);
+    assert_eq!(take(&mut intake, 1).await, [(empty.offset, String::new())]);
 }
 
 #[tokio::test]
@@ -333,27 +333,32 @@ async fn only_the_contiguous_prefix_is_committed_and_the_rest_comes_again() {
     };
 
     let mut first = Member::join(&broker.bootstrap(), "group", &["one"]);
-    let mut lane = first.lane().await;
-    let records = take(&mut lane, 4).await;
+    let mut intake = first.intake().await;
+    let records = take(&mut intake, 4).await;
     for index in [0, 2, 3] {
-        lane.done(records[index].0);
+        intake.assigned().done(records[index].0);
     }
     let at_work = first.consumer.snapshot();
-    assert_eq!((at_work.lanes, at_work.in_flight, at_work.done), (1, 1, 3));
+    assert_eq!(
+        (at_work.intakes, at_work.in_flight, at_work.done),
+        (1, 1, 3)
+    );
     assert!(at_work.oldest.is_some());
     assert_eq!(texts(records), "abcd", "in order");
     let stopped = first.consumer.stop(Duration::from_millis(600)).await;
     assert_eq!(stopped, Err(StopError::InFlight(1)));
-    drop(lane);
+    drop(intake);
 
     let mut second = Member::join(&broker.bootstrap(), "group", &["one"]);
-    let mut lane = second.lane().await;
-    let records = take(&mut lane, 3).await;
-    records.iter().for_each(|(offset, _)| lane.done(*offset));
+    let mut intake = second.intake().await;
+    let records = take(&mut intake, 3).await;
+    records
+        .iter()
+        .for_each(|(offset, _)| intake.assigned().done(*offset));
     assert_eq!(texts(records), "bcd", "from the first without a verdict");
     assert_eq!(second.consumer.stop(LONG).await, Ok(()));
     assert!(
-        timeout(LONG, lane.next())
+        timeout(LONG, intake.next())
             .await
             .expect("ends at once")
             .is_none()
@@ -364,7 +369,7 @@ async fn only_the_contiguous_prefix_is_committed_and_the_rest_comes_again() {
         .expect("acknowledged");
     let mut third = Member::join(&broker.bootstrap(), "group", &["one"]);
     assert_eq!(
-        texts(take(&mut third.lane().await, 1).await),
+        texts(take(&mut third.intake().await, 1).await),
         "e",
         "a clean stop repeats nothing"
     );
@@ -378,15 +383,15 @@ async fn a_topic_that_appears_later_is_consumed_and_stalls_no_other() {
     publish(&producer, outgoing("there", None, "x"))
         .await
         .expect("acknowledged");
-    let mut lane = member.lane().await;
-    assert_eq!(take(&mut lane, 1).await, [(0, "x".to_owned())]);
-    assert_eq!(&*lane.topic, "there");
+    let mut intake = member.intake().await;
+    assert_eq!(take(&mut intake, 1).await, [(0, "x".to_owned())]);
+    assert_eq!(&*intake.topic, "there");
     broker.create("later", 1).expect("a topic");
     let appeared = Instant::now();
     publish(&producer, outgoing("later", None, "y"))
         .await
         .expect("acknowledged");
-    let mut later = member.lane().await;
+    let mut later = member.intake().await;
     assert_eq!(take(&mut later, 1).await, [(0, "y".to_owned())]);
     assert!(
         // The embedded broker takes 2.5 s for each change of a group, and now and then there are several.
@@ -394,7 +399,9 @@ async fn a_topic_that_appears_later_is_consumed_and_stalls_no_other() {
         "{:?}",
         appeared.elapsed()
     );
-    assert!(!lane.is_revoked(), "a cooperative group keeps what it has");
+    let revoked = intake.assigned();
+    let taken = timeout(Duration::ZERO, revoked.revoked()).await;
+    assert!(taken.is_err(), "a cooperative group keeps what it has");
 }
 
 #[tokio::test]
@@ -407,19 +414,19 @@ async fn a_second_member_takes_over_behind_what_was_in_flight() {
         ..broker.bootstrap()
     };
     let mut first = Member::join(&address, "group", &["two"]);
-    let mut lanes = [first.lane().await, first.lane().await];
+    let mut intakes = [first.intake().await, first.intake().await];
     // Murmur2 puts these on partitions 0 and 1.
     for (key, value) in [("21", "0a"), ("abc", "1a"), ("21", "0b"), ("abc", "1b")] {
         publish(&producer, outgoing("two", Some(key), value))
             .await
             .expect("acknowledged");
     }
-    lanes.sort_by_key(|lane| lane.partition);
-    for lane in &mut lanes {
-        assert_eq!(take(lane, 1).await[0].0, 0);
+    intakes.sort_by_key(|intake| intake.partition);
+    for intake in &mut intakes {
+        assert_eq!(take(intake, 1).await[0].0, 0);
     }
     let mut second = Member::join(&address, "group", &["two"]);
-    let [zero, one] = &mut lanes;
+    let [zero, one] = [0, 1].map(|at| intakes[at].assigned());
     let revoked = timeout(LONG, async {
         tokio::select! { () = zero.revoked() => 0, () = one.revoked() => 1 }
     });
@@ -427,15 +434,15 @@ async fn a_second_member_takes_over_behind_what_was_in_flight() {
         .await
         .expect("one partition goes to the second member");
     // The verdict comes while the partition is being given up, and still counts.
-    lanes[revoked].done(0);
-    assert!(lanes[revoked].next().await.is_none());
-    let mut lane = second.lane().await;
-    assert_eq!(lane.partition as usize, revoked);
-    assert!(lane.epoch > lanes[revoked].epoch);
-    let mut came = take(&mut lane, 1).await;
+    intakes[revoked].assigned().done(0);
+    assert!(intakes[revoked].next().await.is_none());
+    let mut intake = second.intake().await;
+    assert_eq!(intake.partition as usize, revoked);
+    assert!(intake.epoch > intakes[revoked].epoch);
+    let mut came = take(&mut intake, 1).await;
     if came[0].0 == 0 {
         // Not with a real broker: the embedded one takes no commit once the second member asks for its share again.
-        came = take(&mut lane, 1).await;
+        came = take(&mut intake, 1).await;
     }
     assert_eq!(came, [(1, format!("{revoked}b"))]);
 }
@@ -454,13 +461,13 @@ async fn a_full_lane_is_not_filled_further_and_loses_nothing() {
         call.await;
     }
     let mut member = Member::join(&broker.bootstrap(), "group", &["many"]);
-    let mut lane = member.lane().await;
+    let mut intake = member.intake().await;
     let full = async || {
         let waiting = member.consumer.snapshot().waiting;
-        (waiting == super::lanes::LANE_RECORDS_MAX).then_some(())
+        (waiting == super::intake::INTAKE_RECORDS_MAX).then_some(())
     };
     eventually(full).await;
-    let records = take(&mut lane, total).await;
+    let records = take(&mut intake, total).await;
     assert!(
         records
             .iter()
@@ -479,10 +486,10 @@ async fn a_consumer_stops_in_time_while_the_broker_is_away() {
         .await
         .expect("acknowledged");
     let mut member = Member::join(&broker.bootstrap(), "group", &["one"]);
-    let mut lane = member.lane().await;
-    let records = take(&mut lane, 1).await;
+    let mut intake = member.intake().await;
+    let records = take(&mut intake, 1).await;
     broker.down().expect("down");
-    lane.done(records[0].0);
+    intake.assigned().done(records[0].0);
     let asked = Instant::now();
     // Clean or not is the broker's to decide; the time is ours.
     let stopped = member.consumer.stop(Duration::from_secs(2)).await;

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 
 /// The records of one partition that were handed out and may not have ended yet.
 ///
-/// It grows with what is in flight only, so its limit is that of its lane.
+/// It grows with what is in flight only, so its limit is that of its intake.
 #[derive(Debug, Default)]
 pub struct Tracker {
     /// Ascending offsets, and whether each has ended. The first one never has.
@@ -67,6 +67,11 @@ impl Tracker {
     /// How many records were handed out and have not ended.
     pub fn unended(&self) -> usize {
         self.unended
+    }
+
+    /// How many were handed out from the oldest that has not ended to the last one.
+    pub fn open(&self) -> usize {
+        self.open.len()
     }
 
     /// The oldest offset that has not ended.

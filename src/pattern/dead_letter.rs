@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 
 use crate::headers::Headers;
-use crate::kafka::lanes::Received;
+use crate::kafka::intake::Received;
 use crate::kafka::producer::{Ack, Outgoing, Producer, PublishError};
 use crate::kafka::record::{CALL_PREFIX, CE_ID, METHOD, TARGET, TRACEPARENT};
 

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::forward::Forward;
 use super::hydrate::Hydrate;
-use super::verdict::{self, Verdict};
+use super::verdict::{self, Table, Verdict};
 use crate::body::Body;
 use crate::claims::Reference;
 use crate::config::model::Hydrate as Mode;
@@ -36,6 +36,8 @@ pub struct Deliver {
     pub hydrate: Arc<Hydrate>,
     /// What is done about them.
     pub mode: Mode,
+    /// What its answers mean.
+    pub verdicts: Table,
     /// The path that gets every message; `None` restores the call as it was made.
     pub path: Option<PathAndQuery>,
     /// The app's own address, for calls that had no Host.
@@ -131,7 +133,7 @@ impl Deliver {
             Err(error) => return Err(error),
         };
         Ok(Attempted {
-            verdict: verdict::of_answer(head.status, &head.headers),
+            verdict: self.verdicts.of_answer(head.status, &head.headers),
             status: Some(head.status.as_u16()),
             answer: asked
                 .then(|| Answer::new(head.status, &head.headers, body))

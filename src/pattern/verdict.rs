@@ -5,6 +5,7 @@ use std::time::Duration;
 use http::header::RETRY_AFTER;
 use http::{HeaderMap, StatusCode};
 
+use crate::config::model::{Judged, Means};
 use crate::error::{self, Error, Kind};
 use crate::reply::headers;
 
@@ -40,8 +41,39 @@ impl Verdict {
     }
 }
 
-/// Judges the app's own answer.
-pub fn of_answer(status: StatusCode, headers: &HeaderMap) -> Verdict {
+/// What the app's answers mean to one subscription.
+#[derive(Debug, Clone)]
+pub struct Table(Vec<Judged>);
+
+impl Table {
+    /// The default, below what a subscription says of its own; of that the last that fits counts.
+    pub fn new(own: &[Judged]) -> Self {
+        Self(own.to_vec())
+    }
+
+    fn means(&self, status: u16) -> Means {
+        let fits = |judged: &&Judged| (judged.statuses.0..=judged.statuses.1).contains(&status);
+        match self.0.iter().rev().find(fits) {
+            Some(judged) => judged.means,
+            None => default(status),
+        }
+    }
+
+    /// Judges the app's own answer.
+    pub fn of_answer(&self, status: StatusCode, headers: &HeaderMap) -> Verdict {
+        of_answer(self.means(status.as_u16()), status, headers)
+    }
+}
+
+fn default(status: u16) -> Means {
+    match status {
+        200..=299 => Means::Done,
+        404 | 408 | 409 | 425 | 429 | 500 | 502..=599 => Means::Retry,
+        _ => Means::DeadLetter,
+    }
+}
+
+fn of_answer(means: Means, status: StatusCode, headers: &HeaderMap) -> Verdict {
     let reason = || format!("the app answered {}", status.as_u16());
     let wait = || retry_after(headers);
     // The app's word in a header is above its status, since not every framework lets it shape the status.
@@ -57,10 +89,11 @@ pub fn of_answer(status: StatusCode, headers: &HeaderMap) -> Verdict {
         Some("drop") => return Verdict::Drop,
         Some(_) | None => {}
     }
-    match status.as_u16() {
-        200..=299 => Verdict::Done,
-        404 | 408 | 409 | 425 | 429 | 500 | 502..=599 => Verdict::Retry(wait()),
-        _ => Verdict::DeadLetter(reason()),
+    match means {
+        Means::Done => Verdict::Done,
+        Means::Retry => Verdict::Retry(wait()),
+        Means::DeadLetter => Verdict::DeadLetter(reason()),
+        Means::Drop => Verdict::Drop,
     }
 }
 
@@ -135,7 +168,30 @@ mod tests {
         for (name, value) in lines {
             headers.insert(*name, HeaderValue::from_static(value));
         }
-        of_answer(StatusCode::from_u16(status).expect("a status"), &headers)
+        let status = StatusCode::from_u16(status).expect("a status");
+        Table::new(&[]).of_answer(status, &headers)
+    }
+
+    #[test]
+    fn a_subscription_may_judge_otherwise_and_one_status_stands_above_its_class() {
+        let own = [((400, 499), Means::Retry), ((409, 409), Means::Done)];
+        let own = own.map(|(statuses, means)| Judged { statuses, means });
+        let table = Table::new(&own);
+        let check = |status, headers: &HeaderMap| {
+            table.of_answer(StatusCode::from_u16(status).expect("a status"), headers)
+        };
+        let none = HeaderMap::new();
+        assert_eq!(check(422, &none), Verdict::Retry(None));
+        assert_eq!(check(409, &none), Verdict::Done);
+        assert_eq!(check(200, &none), Verdict::Done);
+        assert!(matches!(check(301, &none), Verdict::DeadLetter(_)));
+        let mut said = HeaderMap::new();
+        said.insert("wayside-verdict", HeaderValue::from_static("drop"));
+        assert_eq!(
+            check(409, &said),
+            Verdict::Drop,
+            "the app's word stands above all"
+        );
     }
 
     #[test]

@@ -63,9 +63,23 @@ names! {
     /// Label: `subscription`.
     DELIVERY_SECONDS = "wayside_delivery_seconds", "seconds of one attempt to deliver";
     /// Label: `subscription`.
-    LANES = "wayside_lanes", "lanes that are open";
+    PARTITIONS = "wayside_partitions", "partitions that are assigned to this sidecar";
     /// Label: `subscription`.
-    UNFINISHED = "wayside_messages_unfinished", "messages that wait for their final verdict, the first of each lane";
+    LANES_BUSY = "wayside_lanes_busy", "lanes whose message is being delivered or about to be";
+    /// Label: `subscription`.
+    LANES_PARKED = "wayside_lanes_parked", "lanes whose message waits for its next attempt";
+    /// Label: `subscription`.
+    LANES_QUARANTINED = "wayside_lanes_quarantined", "lanes whose messages go to the dead letters unattempted";
+    /// Label: `subscription`.
+    LAG = "wayside_lag_messages", "messages in the topic without a final verdict, as the broker said some seconds ago";
+    /// Label: `subscription`.
+    OLDEST = "wayside_oldest_message_seconds", "seconds that the oldest message under way has been that";
+    /// Label: `subscription`.
+    WINDOW_FULL = "wayside_window_full_total", "times that a message held up a whole partition";
+    /// Label: `subscription`.
+    SUBSCRIPTION_SHUT = "wayside_subscription_shut", "1 while nothing is delivered: the app is down or turns all away, or it is paused";
+    /// Label: `subscription`.
+    UNFINISHED = "wayside_messages_unfinished", "messages under way to their final verdict";
     /// Label: `subscription`.
     HEADERS_UNREAD = "wayside_record_headers_unread_total", "headers of records left out since their names are not UTF-8";
     /// Labels: `mode` (`lazy`, `eager`), `outcome` (`whole`, `fields`, `unchanged`, or the word of the refusal).

@@ -30,6 +30,7 @@ mod forward;
 mod hop;
 mod http2;
 mod key;
+mod lanes;
 mod lifecycle;
 mod live;
 mod mesh;

@@ -20,7 +20,7 @@ use crate::support::topic;
 async fn a_stop_in_the_middle_of_retries_is_quick_and_the_next_sidecar_delivers_the_rest() {
     let (topic, group) = (broker::topic("stopped", 2), broker::unique("group"));
     let rule = format!(
-        "topic: {topic}, group: {group}, deliver: {{ path: /s }}, retry: {{ attempts: 5, backoff: 30s..60s }}"
+        "topic: {topic}, group: {group}, ordering: partition, deliver: {{ path: /s }}, retry: {{ attempts: 5, backoff: 30s..60s }}"
     );
     let failing = App::by(|seen| match &seen.body[..] {
         b"fails" => Answer::status(503).header("retry-after", "60"),
@@ -109,7 +109,10 @@ async fn two_sidecars_of_a_group_share_a_topic_and_one_takes_over_what_the_other
         .collect();
     eventually("both have lanes", LONG, async || {
         let lanes = |sidecar: &Sidecar| {
-            sidecar.metric("wayside_lanes", &[&format!("subscription=\"{topic}\"")])
+            sidecar.metric(
+                "wayside_partitions",
+                &[&format!("subscription=\"{topic}\"")],
+            )
         };
         (lanes(&sidecar) == 2.0 && lanes(&other) == 2.0).then_some(())
     })
@@ -151,7 +154,7 @@ async fn a_dead_letter_that_the_broker_does_not_take_holds_its_lane_and_neither_
         }
     })
     .await;
-    let rule = ["topic: doomed, group: g, dead_letter: grave".to_owned()];
+    let rule = ["topic: doomed, group: g, ordering: partition, dead_letter: grave".to_owned()];
     let sidecar = subscribed_at(&bootstrap, app.address, &rule).await;
     let publish = |path: &'static str| publish_once(&bootstrap, "doomed", path);
     publish("/doomed").await;
@@ -268,7 +271,7 @@ async fn nothing_is_lost_or_out_of_order_though_the_app_fails_and_sidecars_come_
     })
     .await;
     let rule = [format!(
-        "topic: {topic}, group: {group}, deliver: {{ path: /s }}, retry: {{ backoff: 1ms..5ms }}"
+        "topic: {topic}, group: {group}, ordering: partition, deliver: {{ path: /s }}, retry: {{ backoff: 1ms..5ms }}"
     )];
     let texts: Vec<(i32, String)> = (0..EACH)
         .flat_map(|n| (0..4).map(move |p| (p, format!("{p}/{n}"))))

@@ -112,7 +112,9 @@ async fn a_message_is_retried_in_its_place_and_no_sooner_than_the_app_wants() {
     })
     .await;
     // More failures than attempts: without `dead_letter` a message is retried until it is done.
-    let rule = format!("topic: {topic}, group: {group}, deliver: {{ path: /r }}, {FAST}");
+    let rule = format!(
+        "topic: {topic}, group: {group}, ordering: partition, deliver: {{ path: /r }}, {FAST}"
+    );
     let sidecar = subscribed(app.address, &[rule]).await;
     let slow = Written {
         partition: 1,

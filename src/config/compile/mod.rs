@@ -18,6 +18,7 @@ mod subscriptions;
 mod telemetry;
 mod tls;
 mod validation;
+mod verdicts;
 
 use super::address::parse_address;
 use super::model::{Config, Hydrate, Outbound, Subscription};

@@ -3,17 +3,22 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::{Around, retry};
-use crate::config::model::{Hydrate, Subscription};
+use super::{Around, retry, verdicts};
+use crate::config::model::{Full, Hydrate, Ordering, Subscription, Window};
 use crate::config::names::{parse_group, parse_topic};
 use crate::config::patterns::parse_path;
 use crate::config::read::{At, Map, all};
-use crate::config::words::{DELIVER, SUBSCRIPTION};
+use crate::config::words::{DELIVER, SUBSCRIPTION, WINDOW};
 
 /// Subscriptions of one file, at most; those of one group share a consumer.
 const SUBSCRIPTIONS_MAX: usize = 256;
 const TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 const CONCURRENCY_DEFAULT: usize = 64;
+const WINDOW_DEFAULT: Window = Window {
+    messages: 10_000,
+    bytes: 32 << 20,
+    full: Full::Wait,
+};
 
 /// Reads every subscription, in file order.
 pub(super) fn subscriptions(at: &At<'_>, around: &Around) -> Option<Vec<Subscription>> {
@@ -52,7 +57,21 @@ fn subscription(at: &At<'_>, around: &Around) -> Option<Subscription> {
     let hydrate = map.or("hydrate", Hydrate::Lazy, hydrate);
     let retry = map.or("retry", retry::subscription_default(), retry::subscription);
     let dead_letter = map.maybe("dead_letter", |at| at.parse("a topic", parse_topic));
+    let ordering = map.or("ordering", Ordering::Key, |at| {
+        at.word(&[
+            ("key", Some(Ordering::Key)),
+            ("partition", Some(Ordering::Partition)),
+            ("none", Some(Ordering::None)),
+        ])
+    });
+    let window = map.or("window", WINDOW_DEFAULT, window);
+    let quarantine = map.or("quarantine", false, At::flag);
+    let dedupe = map.maybe("dedupe", |at| {
+        at.duration(Duration::from_secs(1)..=Duration::from_secs(24 * 60 * 60))
+    });
+    let verdicts = map.or("verdicts", Vec::new(), verdicts::verdicts);
     attempts_end_somewhere(&map);
+    dead_letters_go_somewhere(&map, window.as_ref(), quarantine);
     let eager = map
         .find("hydrate")
         .filter(|_| hydrate == Some(Hydrate::Eager));
@@ -70,6 +89,11 @@ fn subscription(at: &At<'_>, around: &Around) -> Option<Subscription> {
         hydrate: hydrate?,
         retry: retry?,
         dead_letter: dead_letter?,
+        ordering: ordering?,
+        window: window?,
+        quarantine: quarantine?,
+        dedupe: dedupe?,
+        verdicts: verdicts?,
     })
 }
 
@@ -100,6 +124,41 @@ fn attempts_end_somewhere(map: &Map<'_>) {
     let attempts = map.find("retry").and_then(|retry| retry.peek("attempts"));
     if let (Some(attempts), None) = (attempts, map.find("dead_letter")) {
         attempts.warning("of no effect without `dead_letter`: a message is tried until it is done");
+    }
+}
+
+fn window(at: &At<'_>) -> Option<Window> {
+    let map = at.map(&WINDOW)?;
+    let messages = map.or("messages", WINDOW_DEFAULT.messages, |at| {
+        at.count(1..=1_000_000)
+    });
+    let bytes = map.or("bytes", WINDOW_DEFAULT.bytes, |at| {
+        at.bytes(64 << 10..=16 << 30)
+    });
+    let full = map.or("full", WINDOW_DEFAULT.full, |at| {
+        at.word(&[
+            ("wait", Some(Full::Wait)),
+            ("dead-letter", Some(Full::DeadLetter)),
+        ])
+    });
+    Some(Window {
+        messages: messages?,
+        bytes: bytes?,
+        full: full?,
+    })
+}
+
+/// What sends messages to the dead letters needs a topic for them.
+fn dead_letters_go_somewhere(map: &Map<'_>, window: Option<&Window>, quarantine: Option<bool>) {
+    if map.find("dead_letter").is_some() {
+        return;
+    }
+    let full = map.find("window").and_then(|at| at.peek("full"));
+    if let (Some(at), Some(Full::DeadLetter)) = (full, window.map(|window| window.full)) {
+        at.error("there is no topic for dead letters: add `dead_letter`, or use `wait`");
+    }
+    if let (Some(at), Some(true)) = (map.find("quarantine"), quarantine) {
+        at.error("nothing follows a dead letter where there is none: add `dead_letter`");
     }
 }
 

@@ -6,6 +6,7 @@
 mod forward;
 mod schema;
 mod service;
+mod subscription;
 mod telemetry;
 
 pub use forward::{Backoff, ENDLESS, Forward, PathRewrite, Piece, Retry, Rewrite, Timeouts};
@@ -14,6 +15,7 @@ pub use service::{
     Balance, Ejection, HashOf, Health, Limit, PeerName, Protocol, Rate, Service, ServiceTls,
     TlsFiles, TlsIndex,
 };
+pub use subscription::{Full, Hydrate, Judged, Means, Ordering, Subscription, Window};
 pub use telemetry::{Otlp, Share, Telemetry};
 
 use std::fmt;
@@ -385,43 +387,6 @@ pub struct Allow {
     pub path: PathPattern,
 }
 
-/// A topic delivered to the app.
-#[derive(Debug, Clone, Serialize)]
-pub struct Subscription {
-    /// The topic.
-    pub topic: String,
-    /// The consumer group; default: the service's name.
-    pub group: String,
-    /// 1-based line of the subscription in its file.
-    pub line: usize,
-    /// The path that gets every message; `None` restores the call as it was made.
-    pub path: Option<String>,
-    /// How long the app may take for one delivery; default 30 s.
-    #[serde(serialize_with = "duration")]
-    pub timeout: Duration,
-    /// Deliveries at the same time, at most; default 64.
-    pub concurrency: usize,
-    /// What is done about claims.
-    pub hydrate: Hydrate,
-    /// Attempts and waits; attempts are of no effect without `dead_letter`.
-    pub retry: Retry,
-    /// Where a message goes whose attempts are used up.
-    pub dead_letter: Option<String>,
-}
-
-/// What a subscription does about claims.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Hydrate {
-    /// The app gets the slim body and no address.
-    Never,
-    /// The app gets the slim body and an address for the rest; the default.
-    #[default]
-    Lazy,
-    /// The app gets the whole body.
-    Eager,
-}
-
 /// The broker.
 #[derive(Debug, Clone, Serialize)]
 pub struct Kafka {
@@ -544,6 +509,16 @@ fn duration<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::
         return serializer.serialize_str("none");
     }
     serializer.collect_str(&humantime::format_duration(*value))
+}
+
+fn maybe_duration<S: Serializer>(
+    value: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => duration(value, serializer),
+        None => serializer.serialize_none(),
+    }
 }
 
 fn text<S: Serializer>(value: &HeaderName, serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,10 +1,10 @@
 //! The records of one partition, in order, from the consumer's thread to the task that delivers them.
 //!
-//! A lane is one assignment of one partition: it ends with it, and answers that come later change nothing. What waits
-//! in a lane is bounded by [`LANE_RECORDS_MAX`] and [`LANE_BYTES_MAX`]; a full lane is not polled, so the native client
+//! An intake is one assignment of one partition: it ends with it, and answers that come later change nothing. What waits
+//! in an intake is bounded by [`INTAKE_RECORDS_MAX`] and [`INTAKE_BYTES_MAX`]; a full intake is not polled, so the native client
 //! stops fetching for it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::Thread;
 use std::time::Duration;
@@ -16,10 +16,10 @@ use tokio::time::Instant;
 use super::tracker::Tracker;
 use crate::headers::Headers;
 
-/// Records that wait in a lane.
-pub const LANE_RECORDS_MAX: usize = 64;
+/// Records that wait in an intake.
+pub const INTAKE_RECORDS_MAX: usize = 64;
 /// Their bytes; a single record may be larger.
-pub const LANE_BYTES_MAX: usize = 1024 * 1024;
+pub const INTAKE_BYTES_MAX: usize = 1024 * 1024;
 
 /// A record as it lies in the topic.
 #[derive(Debug, Clone)]
@@ -43,44 +43,55 @@ pub struct Received {
 }
 
 impl Received {
-    fn bytes(&self) -> usize {
+    /// The bytes of its key, value and headers.
+    pub fn bytes(&self) -> usize {
         self.key.as_ref().map_or(0, Bytes::len) + self.value.len() + self.headers.bytes()
     }
 }
 
-/// One assignment of one partition. Its owner takes records from it, one after the other, and says when each has its
-/// final verdict; dropping it says that no more will be delivered.
+/// One assignment of one partition. Its owner takes records from it, in order, and says through [`Assigned`] when each has
+/// its final verdict, in any order; dropping it says that no more will be delivered.
 #[derive(Debug)]
-pub struct Lane {
+pub struct Intake {
     /// The topic.
     pub topic: Arc<str>,
     /// The partition.
     pub partition: i32,
-    /// Counts the consumer's assignments: a partition that comes back is another lane with a higher one.
+    /// Counts the consumer's assignments: a partition that comes back is another intake with a higher one.
     pub epoch: u64,
-    shared: Arc<Shared>,
+    assigned: Assigned,
     inbox: mpsc::Receiver<Received>,
+}
+
+/// What all deliveries of one assignment hold of it.
+#[derive(Debug, Clone)]
+pub struct Assigned {
+    shared: Arc<Shared>,
     revoked: watch::Receiver<bool>,
 }
 
-impl Lane {
+impl Intake {
     /// The next record; `None` once the partition was taken away or the consumer stops. Safe to drop and call again.
     pub async fn next(&mut self) -> Option<Received> {
+        let revoked = &mut self.assigned.revoked;
         let record = tokio::select! {
             // In this order: what was fetched for a partition that is another's now is the other's to deliver.
             biased;
-            _ = self.revoked.wait_for(|revoked| *revoked) => None,
+            _ = revoked.wait_for(|revoked| *revoked) => None,
             record = self.inbox.recv() => record,
         };
-        let record = record.filter(|record| self.shared.hand_out(record));
-        if record.is_none() {
-            self.shared.leave();
-        }
-        record
+        record.filter(|record| self.assigned.shared.hand_out(record))
     }
 
+    /// What its deliveries need of it.
+    pub fn assigned(&self) -> Assigned {
+        self.assigned.clone()
+    }
+}
+
+impl Assigned {
     /// Notes that a record has its final verdict, so that its offset may be committed once all before it have theirs.
-    /// Without effect after the lane has ended.
+    /// Without effect after the intake has ended.
     pub fn done(&self, offset: i64) {
         self.shared.done(offset);
     }
@@ -93,15 +104,40 @@ impl Lane {
         drop(revoked.wait_for(|revoked| *revoked).await);
     }
 
-    /// Whether [`Lane::revoked`] has resolved.
-    pub fn is_revoked(&self) -> bool {
-        *self.revoked.borrow() || self.revoked.has_changed().is_err()
+    /// What is between the offset that may be committed and the last record handed out.
+    pub fn open(&self) -> Open {
+        let progress = self.shared.lock();
+        Open {
+            next: progress.tracker.next(),
+            oldest: progress.tracker.oldest(),
+            since: progress.oldest_since,
+            records: progress.tracker.open(),
+            unended: progress.tracker.unended(),
+            end: Some(self.shared.end.load(Ordering::Relaxed)).filter(|end| *end >= 0),
+        }
     }
 }
 
-impl Drop for Lane {
+/// What of a partition is not committed.
+#[derive(Debug, Clone, Copy)]
+pub struct Open {
+    /// The offset that may be committed, if any record has ended.
+    pub next: Option<i64>,
+    /// The oldest offset without a final verdict.
+    pub oldest: Option<i64>,
+    /// Since when it is the oldest.
+    pub since: Option<Instant>,
+    /// Records from there to the last one handed out, those with a final verdict included.
+    pub records: usize,
+    /// Those of them without one.
+    pub unended: usize,
+    /// Where the partition ended when the broker said so last.
+    pub end: Option<i64>,
+}
+
+impl Drop for Intake {
     fn drop(&mut self) {
-        self.shared.leave();
+        self.assigned.shared.leave();
     }
 }
 
@@ -112,7 +148,7 @@ pub(super) struct Counters {
     pub(super) received: AtomicU64,
     /// Records with a final verdict.
     pub(super) done: AtomicU64,
-    /// Verdicts that came after their lane had ended.
+    /// Verdicts that came after their intake had ended.
     pub(super) stale: AtomicU64,
 }
 
@@ -135,7 +171,7 @@ impl Waker {
     }
 }
 
-/// What both ends of a lane share.
+/// What both ends of an intake share.
 #[derive(Debug)]
 pub(super) struct Shared {
     progress: Mutex<Progress>,
@@ -143,7 +179,9 @@ pub(super) struct Shared {
     /// Records and bytes that wait in the channel.
     records: AtomicUsize,
     bytes: AtomicUsize,
-    /// The consumer's thread found the lane full and wants to be woken.
+    /// Where the partition ends, as far as the broker said; negative before it did.
+    end: AtomicI64,
+    /// The consumer's thread found the intake full and wants to be woken.
     full: AtomicBool,
     waker: Arc<Waker>,
     counters: Arc<Counters>,
@@ -161,7 +199,7 @@ struct Progress {
 }
 
 impl Shared {
-    /// False if the lane has ended.
+    /// False if the intake has ended.
     fn hand_out(&self, record: &Received) -> bool {
         self.records.fetch_sub(1, Ordering::Relaxed);
         self.bytes.fetch_sub(record.bytes(), Ordering::Relaxed);
@@ -232,11 +270,16 @@ impl Shared {
         true
     }
 
-    /// Ends the lane: verdicts from now on are stale. Returns the offset to commit.
+    /// Ends the intake: verdicts from now on are stale. Returns the offset to commit.
     pub(super) fn end(&self) -> Option<i64> {
         let mut progress = self.lock();
         progress.ended = true;
         progress.tracker.next()
+    }
+
+    /// Notes where the partition ends.
+    pub(super) fn ends_at(&self, end: i64) {
+        self.end.store(end, Ordering::Relaxed);
     }
 
     pub(super) fn waiting(&self) -> (usize, usize) {
@@ -256,7 +299,7 @@ impl Shared {
     }
 }
 
-/// The consumer's end of a lane.
+/// The consumer's end of an intake.
 #[derive(Debug)]
 pub(super) struct Feed {
     pub(super) shared: Arc<Shared>,
@@ -295,27 +338,28 @@ impl Feed {
 
     fn fits(&self) -> bool {
         let (records, bytes) = self.shared.waiting();
-        records == 0 || (self.outbox.capacity() > 0 && bytes < LANE_BYTES_MAX)
+        records == 0 || (self.outbox.capacity() > 0 && bytes < INTAKE_BYTES_MAX)
     }
 }
 
-/// Makes both ends of a lane.
-pub(super) fn lane(
+/// Makes both ends of an intake.
+pub(super) fn intake(
     topic: &Arc<str>,
     partition: i32,
     epoch: u64,
     (waker, counters): (&Arc<Waker>, &Arc<Counters>),
-) -> (Lane, Feed) {
+) -> (Intake, Feed) {
     let shared = Arc::new(Shared {
         progress: Mutex::default(),
         settled: Condvar::new(),
         records: AtomicUsize::new(0),
         bytes: AtomicUsize::new(0),
+        end: AtomicI64::new(-1),
         full: AtomicBool::new(false),
         waker: Arc::clone(waker),
         counters: Arc::clone(counters),
     });
-    let (outbox, inbox) = mpsc::channel(LANE_RECORDS_MAX);
+    let (outbox, inbox) = mpsc::channel(INTAKE_RECORDS_MAX);
     let (revoke, revoked) = watch::channel(false);
     let feed = Feed {
         shared: Arc::clone(&shared),
@@ -323,13 +367,12 @@ pub(super) fn lane(
         revoke,
     };
     (
-        Lane {
+        Intake {
             topic: Arc::clone(topic),
             partition,
             epoch,
-            shared,
+            assigned: Assigned { shared, revoked },
             inbox,
-            revoked,
         },
         feed,
     )
@@ -352,43 +395,46 @@ mod tests {
         }
     }
 
-    fn pair() -> (Lane, Feed) {
-        lane(&"invoices".into(), 0, 1, (&Arc::default(), &Arc::default()))
+    fn pair() -> (Intake, Feed) {
+        intake(&"invoices".into(), 0, 1, (&Arc::default(), &Arc::default()))
     }
 
     #[tokio::test]
     async fn a_lane_takes_one_large_record_and_no_second() {
-        let (mut lane, feed) = pair();
+        let (mut intake, feed) = pair();
         assert!(feed.has_room());
-        assert!(feed.push(record(0, LANE_BYTES_MAX)));
+        assert!(feed.push(record(0, INTAKE_BYTES_MAX)));
         assert!(!feed.has_room());
-        assert_eq!(lane.next().await.map(|record| record.offset), Some(0));
+        assert_eq!(intake.next().await.map(|record| record.offset), Some(0));
         assert!(feed.has_room());
     }
 
     #[tokio::test]
     async fn a_revoked_lane_hands_out_nothing_and_late_answers_are_stale() {
-        let (mut lane, feed) = pair();
+        let (mut intake, feed) = pair();
         (0..2).for_each(|offset| assert!(feed.push(record(offset, 1))));
-        let first = lane.next().await.expect("the first record");
+        let first = intake.next().await.expect("the first record");
         assert_eq!(feed.shared.in_flight(), 1);
         assert!(!feed.shared.settle(Instant::now()));
         feed.revoke();
-        lane.revoked().await;
-        assert!(lane.next().await.is_none());
+        let assigned = intake.assigned();
+        assigned.revoked().await;
+        assert!(intake.next().await.is_none());
+        assert!(!feed.shared.settle(Instant::now()), "a delivery goes on");
+        drop(intake);
         assert!(feed.shared.settle(Instant::now()), "the owner has left");
         assert_eq!(feed.shared.end(), None);
-        lane.done(first.offset);
+        assigned.done(first.offset);
         assert_eq!(feed.shared.next(), None);
     }
 
     #[tokio::test]
     async fn what_is_in_flight_may_end_while_the_lane_is_revoked() {
-        let (mut lane, feed) = pair();
+        let (mut intake, feed) = pair();
         assert!(feed.push(record(7, 1)));
-        let record = lane.next().await.expect("the record");
+        let record = intake.next().await.expect("the record");
         feed.revoke();
-        lane.done(record.offset);
+        intake.assigned().done(record.offset);
         assert!(feed.shared.settle(Instant::now()));
         assert_eq!(feed.shared.end(), Some(8));
         assert_eq!(feed.shared.oldest(), None);

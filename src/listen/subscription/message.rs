@@ -1,0 +1,440 @@
+//! One message on its way to its final verdict.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::SemaphorePermit;
+use tokio::time::{Instant, sleep};
+
+use super::gate::{Change, Gate, Shut, Sign};
+use super::part::Part;
+use super::{PROBE, Subscription};
+use crate::config::model::Backoff;
+use crate::error::{Error, Kind};
+use crate::kafka::intake::Received;
+use crate::kafka::record::{self, Position};
+use crate::lifecycle;
+use crate::listen::head;
+use crate::messages::{Answer, Event, What};
+use crate::pattern::dead_letter::{self, Obituary};
+use crate::pattern::deliver::{Attempt, Attempted, Delivery};
+use crate::pattern::retry;
+use crate::pattern::verdict::Verdict;
+use crate::telemetry::spans::{Open as Span, Processed, Spans};
+use crate::telemetry::trace::Trace;
+
+/// How a message ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// With a final verdict: its offset may be committed.
+    Final,
+    /// The partition was taken away or the process stops: somebody will get it again.
+    Interrupted,
+}
+
+/// The partition was taken away.
+struct Revoked;
+
+/// What is known of a message while it is tried.
+struct Course<'a> {
+    received: &'a Arc<Received>,
+    delivery: &'a Delivery,
+    first: SystemTime,
+    /// Attempts.
+    made: u32,
+    /// Attempts that did not reach the app, one after another: they do not count.
+    missed: u32,
+}
+
+impl Course<'_> {
+    fn trace(&self) -> &str {
+        self.delivery.trace.id()
+    }
+}
+
+impl Subscription {
+    /// Carries one message to its final verdict.
+    pub(super) async fn message(&self, part: &Part, received: &Arc<Received>) -> Ending {
+        let delivery = read(received);
+        if received.unread > 0 {
+            self.meters.unread.increment(received.unread as u64);
+            tracing::warn!(
+                id = %delivery.id, topic = self.rule.topic, headers = received.unread, trace = delivery.trace.id(),
+                "headers of a record were left out: their names are not UTF-8"
+            );
+        }
+        if self.seen.as_ref().is_some_and(|seen| seen.has(delivery.id)) {
+            self.meters.duplicate.increment(1);
+            tracing::debug!(id = %delivery.id, topic = self.rule.topic, trace = delivery.trace.id(), "message was done before");
+            return Ending::Final;
+        }
+        let mut course = Course {
+            received,
+            delivery: &delivery,
+            first: SystemTime::now(),
+            made: 0,
+            missed: 0,
+        };
+        match self.carry(part, &mut course).await {
+            Ok(()) => {
+                self.seen.iter().for_each(|seen| seen.add(delivery.id));
+                Ending::Final
+            }
+            Err(Revoked) => Ending::Interrupted,
+        }
+    }
+
+    async fn carry(&self, part: &Part, course: &mut Course<'_>) -> Result<(), Revoked> {
+        if part.lanes().is_quarantined(course.received.key.as_ref()) {
+            return self.bury(part, course, Grave::quarantined()).await;
+        }
+        // Held while this message finds out whether the app is back.
+        let mut probe = None;
+        loop {
+            let mut attempted = self.attempt(part, course, &mut probe).await?;
+            self.note(course.delivery, &mut attempted, course.made + 1);
+            let shut = self.feel(course, &attempted);
+            let (why, wait) = match &attempted.verdict {
+                Verdict::Done | Verdict::Drop => return Ok(()),
+                Verdict::NotDelivered => (None, None),
+                // It is not about this message: as if the app had not been reached.
+                Verdict::DeadLetter(_) if shut == Some(Shut::Unauthorized) => (None, None),
+                Verdict::Retry(at_least) => {
+                    (course.made, course.missed) = (course.made + 1, 0);
+                    let used_up = course.made >= self.rule.retry.attempts;
+                    let wait = retry::wait(self.rule.retry.backoff, course.made, fastrand::f64());
+                    let wait = wait.max(at_least.unwrap_or_default());
+                    (used_up.then(|| used_up_by(&attempted)), Some(wait))
+                }
+                Verdict::DeadLetter(why) => {
+                    course.made += 1;
+                    // Without a place for dead letters: kept and tried for ever, with an alarm each time.
+                    (Some(why.clone()), Some(self.rule.retry.backoff.longest))
+                }
+            };
+            if let (Some(why), true) = (why, self.rule.dead_letter.is_some()) {
+                return self.bury(part, course, Grave::of(why, attempted)).await;
+            }
+            match wait {
+                Some(wait) => {
+                    drop(probe.take());
+                    if self.park(part, course, &attempted, wait).await? {
+                        self.meters.window_full.increment(1);
+                        let why =
+                            "the window is full, and this message is the oldest in it".to_owned();
+                        return self.bury(part, course, Grave::of(why, attempted)).await;
+                    }
+                }
+                None => {
+                    course.missed += 1;
+                    if probe.is_some() {
+                        wait_unless_revoked(part, probing(shut, course.missed)).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for the next attempt; true if its partition has no room to wait for that.
+    async fn park(
+        &self,
+        part: &Part,
+        course: &Course<'_>,
+        attempted: &Attempted,
+        wait: Duration,
+    ) -> Result<bool, Revoked> {
+        let offset = course.received.offset;
+        part.lanes()
+            .park(offset, course.made, Some(said(attempted)));
+        let given_up = tokio::select! {
+            biased;
+            () = part.assigned.revoked() => return Err(Revoked),
+            () = sleep(wait) => false,
+            () = part.given_up(offset) => true,
+        };
+        part.park(offset, course.made, None);
+        Ok(given_up)
+    }
+
+    /// Tells the gate what an attempt says of the app, and returns why nothing goes to it, if so.
+    fn feel(&self, course: &Course<'_>, attempted: &Attempted) -> Option<Shut> {
+        let sign = match (&attempted.verdict, attempted.status) {
+            (Verdict::NotDelivered, _) => Sign::NotReached,
+            (Verdict::DeadLetter(_), Some(401 | 403)) => Sign::Refused,
+            (_, Some(_)) => Sign::Answered,
+            (_, None) => Sign::Reached,
+        };
+        let topic = self.rule.topic.as_str();
+        match self.gate.told(sign, course.received.key.as_ref()) {
+            Some(Change::Shut(why)) => {
+                self.meters.shut.set(1.0);
+                tracing::error!(
+                    topic,
+                    why = why.word(),
+                    status = attempted.status,
+                    "nothing is delivered until the app is well again"
+                );
+            }
+            Some(Change::Opened(why)) => {
+                self.meters.shut.set(0.0);
+                tracing::info!(topic, why = why.word(), "deliveries go on");
+            }
+            None => {}
+        }
+        self.gate.shut()
+    }
+
+    /// One attempt, when its turn has come. Once begun it may finish.
+    async fn attempt<'s>(
+        &'s self,
+        part: &Part,
+        course: &Course<'_>,
+        probe: &mut Option<SemaphorePermit<'s>>,
+    ) -> Result<Attempted, Revoked> {
+        let turn = async {
+            if probe.is_none() {
+                *probe = self.gate.pass().await;
+            }
+            // The semaphore is never closed, so there is always a place in the end.
+            self.places.acquire().await
+        };
+        let _place = tokio::select! {
+            biased;
+            () = part.assigned.revoked() => return Err(Revoked),
+            place = turn => place,
+        };
+        let (received, delivery, number) = (course.received, course.delivery, course.made + 1);
+        let begun = Instant::now();
+        let span = match &self.spans {
+            Some(spans) => self.span(spans, (received, delivery), number),
+            None => None,
+        };
+        let attempt = Attempt {
+            number,
+            span: span.as_ref(),
+        };
+        // A defect costs an attempt. It must not end the lane: nobody would deliver its partition until a rebalance.
+        let attempted = match lifecycle::catch(self.deliver.attempt(delivery, &attempt)).await {
+            Ok(attempted) => attempted,
+            Err(panic) => {
+                self.meters.panics.increment(1);
+                let error = Error::new(Kind::Internal, "a fault of this sidecar").because(panic);
+                Attempted {
+                    verdict: Verdict::Retry(None),
+                    status: None,
+                    answer: None,
+                    error: Some(error),
+                }
+            }
+        };
+        self.meters.seconds.record(begun.elapsed());
+        if let Some(span) = span {
+            span.processed(&Processed {
+                status: attempted.status,
+                verdict: attempted.verdict.word(),
+                error: attempted.error.as_ref().map(|error| error.kind().word()),
+                well: matches!(attempted.verdict, Verdict::Done | Verdict::Drop),
+            });
+        }
+        Ok(attempted)
+    }
+
+    fn span(
+        &self,
+        spans: &Arc<Spans>,
+        (received, delivery): (&Received, &Delivery),
+        number: u32,
+    ) -> Option<Span> {
+        let place = (&*received.topic, received.partition, received.offset);
+        let record = &delivery.record;
+        let given = (&delivery.trace, record.traceparent.is_some());
+        spans.processing(
+            (given, record.tracestate.as_deref()),
+            place,
+            (&self.rule.group, delivery.id, number),
+        )
+    }
+
+    /// Writes a message to the dead letters, however long the broker takes: until then it is not final.
+    async fn bury(&self, part: &Part, course: &Course<'_>, grave: Grave) -> Result<(), Revoked> {
+        let Some(topic) = self.rule.dead_letter.as_deref() else {
+            return Ok(());
+        };
+        let (received, delivery) = (course.received, course.delivery);
+        let obituary = Obituary {
+            reason: &grave.why,
+            status: grave.status,
+            attempts: course.made,
+            first: course.first,
+            group: &self.rule.group,
+        };
+        for refused in 1.. {
+            match dead_letter::send(&self.producer, topic, received, &obituary).await {
+                Ok(_) => break,
+                Err(error) => {
+                    tracing::error!(
+                        id = %delivery.id, topic = self.rule.topic, dead_letter = topic, %error, trace = course.trace(),
+                        "a dead letter is not written yet; its lane waits"
+                    );
+                    part.park(
+                        received.offset,
+                        course.made,
+                        Some(format!("its dead letter is not written: {error}")),
+                    );
+                    let wait = retry::wait(PROBE, refused, fastrand::f64()).max(PROBE.first);
+                    wait_unless_revoked(part, wait).await?;
+                }
+            }
+        }
+        if self.rule.quarantine {
+            part.lanes().quarantine(received.key.as_ref());
+        }
+        self.meters.dead.increment(1);
+        let dead = Event {
+            status: grave.status,
+            ..Event::now(What::Dead)
+        };
+        let dead = dead.place(received.partition, received.offset);
+        let (record, group) = (&delivery.record, self.rule.group.as_str());
+        self.receipts.note(record, group, dead, grave.answer);
+        tracing::warn!(
+            id = %delivery.id, topic = self.rule.topic, dead_letter = topic, reason = grave.why, attempts = course.made, trace = course.trace(),
+            "message moved to the dead letters"
+        );
+        Ok(())
+    }
+
+    /// Counts, logs, keeps and tells what an attempt came to.
+    fn note(&self, delivery: &Delivery, attempted: &mut Attempted, attempt: u32) {
+        let status = attempted.status;
+        let note = |what, answer| {
+            let event = Event {
+                status,
+                ..Event::now(what)
+            };
+            // The attempt that ends a message is told before; its end says no number.
+            let event = match what {
+                What::Delivered | What::NotSent => event.attempt(attempt),
+                _ => event,
+            };
+            let (record, group) = (&delivery.record, self.rule.group.as_str());
+            let event = event.origin(self.origin);
+            self.receipts.note(record, group, event, answer);
+        };
+        let what = match &attempted.verdict {
+            Verdict::NotDelivered => What::NotSent,
+            _ => What::Delivered,
+        };
+        note(what, None);
+        match &attempted.verdict {
+            Verdict::Done => {
+                self.meters.done.increment(1);
+                note(What::Done, attempted.answer.take());
+                tracing::debug!(id = %delivery.id, topic = self.rule.topic, attempt, trace = delivery.trace.id(), "message done");
+                return;
+            }
+            Verdict::Drop => {
+                self.meters.dropped.increment(1);
+                note(What::Dropped, attempted.answer.take());
+            }
+            Verdict::Retry(_) => self.meters.retry.increment(1),
+            Verdict::NotDelivered => self.meters.not_delivered.increment(1),
+            // Counted when it is written.
+            Verdict::DeadLetter(_) => {}
+        }
+        tracing::warn!(
+            id = %delivery.id,
+            topic = self.rule.topic,
+            attempt,
+            verdict = attempted.verdict.word(),
+            status = attempted.status,
+            error = attempted.error.as_ref().map(tracing::field::display),
+            trace = delivery.trace.id(),
+            "message not done"
+        );
+    }
+}
+
+/// What is told of a message that is given up.
+struct Grave {
+    why: String,
+    status: Option<u16>,
+    answer: Option<Answer>,
+}
+
+impl Grave {
+    fn of(why: String, attempted: Attempted) -> Self {
+        Self {
+            why,
+            status: attempted.status,
+            answer: attempted.answer,
+        }
+    }
+
+    fn quarantined() -> Self {
+        Self {
+            why: "not tried: an earlier message of its lane is in the dead letters (quarantine)"
+                .to_owned(),
+            status: None,
+            answer: None,
+        }
+    }
+}
+
+fn used_up_by(attempted: &Attempted) -> String {
+    format!("attempts used up; {}", said(attempted))
+}
+
+/// What the app said to an attempt.
+fn said(attempted: &Attempted) -> String {
+    match (attempted.status, &attempted.error) {
+        (Some(status), _) => format!("the app answered {status}"),
+        (None, Some(error)) => format!("{}: {}", error.kind().word(), error.detail()),
+        (None, None) => "no answer".to_owned(),
+    }
+}
+
+/// The wait of the message that finds out whether the app is back.
+fn probing(shut: Option<Shut>, missed: u32) -> Duration {
+    let rhythm: Backoff = Gate::rhythm(shut);
+    retry::wait(rhythm, missed, fastrand::f64()).max(rhythm.first)
+}
+
+async fn wait_unless_revoked(part: &Part, wait: Duration) -> Result<(), Revoked> {
+    tokio::select! {
+        biased;
+        () = part.assigned.revoked() => Err(Revoked),
+        () = sleep(wait) => Ok(()),
+    }
+}
+
+/// Makes a delivery of a record.
+fn read(received: &Received) -> Delivery {
+    let position = Position {
+        topic: &received.topic,
+        partition: received.partition,
+        offset: received.offset,
+    };
+    let record = record::decode(received.headers.iter(), position);
+    let trace = record
+        .traceparent
+        .as_deref()
+        .and_then(Trace::parse)
+        .unwrap_or_default();
+    if record.ignored > 0 {
+        tracing::debug!(
+            id = %record.id, topic = &*received.topic, headers = record.ignored, trace = trace.id(),
+            "headers of a record were ignored"
+        );
+    }
+    let dead = dead_letter::told(received);
+    let target = record.target.as_deref().map(head::target).transpose();
+    Delivery {
+        id: record.id,
+        target: target.map_err(|error| error.detail().to_owned()),
+        record,
+        body: received.value.clone(),
+        dead,
+        trace,
+    }
+}

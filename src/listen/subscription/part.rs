@@ -1,0 +1,80 @@
+//! One assigned partition, as its deliveries share it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinError;
+
+use super::lanes::Lanes;
+use super::message::Ending;
+use crate::config::model::Ordering;
+use crate::kafka::intake::{Assigned, Intake, Received};
+
+/// See the file.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) partition: i32,
+    pub(super) assigned: Assigned,
+    lanes: Mutex<Lanes>,
+    parked: Notify,
+    /// The message that the window has no room to wait for.
+    give_up: watch::Sender<Option<i64>>,
+}
+
+impl Part {
+    pub(super) fn new(intake: &Intake, ordering: Ordering) -> Self {
+        Self {
+            partition: intake.partition,
+            assigned: intake.assigned(),
+            lanes: Mutex::new(Lanes::new(ordering)),
+            parked: Notify::new(),
+            give_up: watch::Sender::new(None),
+        }
+    }
+
+    /// Its lanes. Held for a few steps at most.
+    pub(super) fn lanes(&self) -> MutexGuard<'_, Lanes> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a message waits for its next attempt, and why; or that it is tried again.
+    pub(super) fn park(&self, offset: i64, attempts: u32, why: Option<String>) {
+        let parks = why.is_some();
+        self.lanes().park(offset, attempts, why);
+        if parks {
+            self.parked.notify_one();
+        }
+    }
+
+    /// Resolves when a message has begun to wait since this was asked last.
+    pub(super) async fn parks(&self) {
+        self.parked.notified().await;
+    }
+
+    /// Notes how a message ended, and gives the next of its lane.
+    pub(super) fn ended(&self, ended: Result<(i64, Ending), JoinError>) -> Option<Arc<Received>> {
+        // A task catches its own panics, and none is cancelled.
+        let (offset, ending) = ended.ok()?;
+        if ending == Ending::Interrupted {
+            return None;
+        }
+        self.assigned.done(offset);
+        self.lanes().ended(offset)
+    }
+
+    /// Tells a message that waits for its next attempt that there is no room to.
+    pub(super) fn give_up(&self, offset: i64) {
+        self.give_up.send_if_modified(|known| {
+            let new = *known != Some(offset);
+            *known = Some(offset);
+            new
+        });
+    }
+
+    /// Resolves when a message is told so.
+    pub(super) async fn given_up(&self, offset: i64) {
+        let mut told = self.give_up.subscribe();
+        // An error means that this partition is gone, and then its messages are told by that.
+        drop(told.wait_for(|told| *told == Some(offset)).await);
+    }
+}
