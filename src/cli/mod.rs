@@ -3,6 +3,7 @@
 mod admin;
 pub mod broker;
 pub mod check;
+pub mod dead_letters;
 pub mod demo;
 pub mod drain;
 pub mod explain;
@@ -46,6 +47,8 @@ enum Command {
     Drain(drain::Args),
     /// Find a message in a running sidecar: what happened to it and when
     Messages(messages::Args),
+    /// Look at what was given up, and put it back
+    DeadLetters(dead_letters::Args),
 }
 
 /// Parses the command line and runs it.
@@ -58,6 +61,7 @@ pub fn main() -> ExitCode {
         Command::Broker(args) => broker::run(&args),
         Command::Drain(args) => drain::run(&args),
         Command::Messages(args) => messages::run(&args),
+        Command::DeadLetters(args) => dead_letters::run(&args),
     }
 }
 

@@ -10,6 +10,7 @@
 //! * [`intake`]: the records of one partition, in order, from that thread to the task that delivers them
 //! * [`tracker`]: which offset may be committed; pure
 //! * [`replies`]: the reader of what receivers tell of our messages; [`murmur`] says in which partition
+//! * [`topic`]: a topic as a whole, for `dead-letters`
 //! * [`inspect`]: what a broker says of itself, for `check --live`
 //! * [`embedded`]: a broker inside this process, for trying things out
 
@@ -26,6 +27,7 @@ pub mod properties;
 pub mod record;
 pub mod replies;
 mod slots;
+pub mod topic;
 pub mod tracker;
 
 #[cfg(test)]

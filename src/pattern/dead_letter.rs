@@ -10,7 +10,8 @@ use crate::kafka::intake::Received;
 use crate::kafka::producer::{Ack, Outgoing, Producer, PublishError};
 use crate::kafka::record::{CALL_PREFIX, CE_ID, METHOD, TARGET, TRACEPARENT};
 
-const PREFIX: &str = "wayside-dead-";
+/// What the names of all headers begin with that tell of a death.
+pub const PREFIX: &str = "wayside-dead-";
 /// Why it is here, in words.
 pub const REASON: &str = "wayside-dead-reason";
 /// The app's last status.
@@ -25,6 +26,12 @@ pub const LAST: &str = "wayside-dead-last";
 pub const ORIGIN: &str = "wayside-dead-origin";
 /// The consumer group that gave it up.
 pub const GROUP: &str = "wayside-dead-group";
+
+/// On a message that was put back into its topic: the group that it is for, since the others had it.
+pub const REDRIVEN_FOR: &str = "wayside-redriven-for";
+/// On a note among the dead letters: how many of them were put back. Its value says which, as `partition/offset`, one a
+/// line.
+pub const REDRIVEN: &str = "wayside-redriven";
 
 /// What was left out because the whole is too large for the broker: `headers`, or `value of N bytes`.
 pub const CUT: &str = "wayside-dead-cut";

@@ -20,6 +20,7 @@ mod certificates;
 mod commands;
 mod config;
 mod cuts;
+mod dead_letters;
 mod discovery;
 mod doors;
 mod event;

@@ -117,6 +117,13 @@ impl Lanes {
         }
     }
 
+    /// What follows in its lane is delivered again.
+    pub(super) fn release(&mut self, key: Option<&Bytes>) {
+        if let Some(name) = self.name(key) {
+            self.quarantined.remove(&name);
+        }
+    }
+
     /// Whether a message of the same lane went to the dead letters.
     pub(super) fn is_quarantined(&self, key: Option<&Bytes>) -> bool {
         self.name(key)
@@ -185,6 +192,12 @@ struct Quarantine {
 }
 
 impl Quarantine {
+    fn remove(&mut self, key: &Bytes) {
+        if self.keys.remove(key) {
+            self.order.retain(|known| known != key);
+        }
+    }
+
     fn add(&mut self, key: Bytes) {
         // A key is a part of its record's memory, which need not stay for it.
         let key = Bytes::copy_from_slice(&key);
@@ -192,7 +205,7 @@ impl Quarantine {
             return;
         }
         self.order.push_back(key);
-        if self.order.len() > QUARANTINED_MAX
+        if self.keys.len() > QUARANTINED_MAX
             && let Some(oldest) = self.order.pop_front()
         {
             self.keys.remove(&oldest);

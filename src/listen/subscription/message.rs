@@ -35,6 +35,14 @@ pub(super) enum Ending {
 /// The partition was taken away.
 struct Revoked;
 
+/// What a message came to.
+enum End {
+    /// The app had it, or wanted it gone.
+    Done,
+    /// It is among the dead letters, and may be put back.
+    Dead,
+}
+
 /// What is known of a message while it is tried.
 struct Course<'a> {
     received: &'a Arc<Received>,
@@ -63,6 +71,10 @@ impl Subscription {
                 "headers of a record were left out: their names are not UTF-8"
             );
         }
+        if !self.is_for_us(part, received) {
+            self.meters.skipped.increment(1);
+            return Ending::Final;
+        }
         if self.seen.as_ref().is_some_and(|seen| seen.has(delivery.id)) {
             self.meters.duplicate.increment(1);
             tracing::debug!(id = %delivery.id, topic = self.rule.topic, trace = delivery.trace.id(), "message was done before");
@@ -76,15 +88,32 @@ impl Subscription {
             missed: 0,
         };
         match self.carry(part, &mut course).await {
-            Ok(()) => {
+            Ok(End::Done) => {
                 self.seen.iter().for_each(|seen| seen.add(delivery.id));
                 Ending::Final
             }
+            Ok(End::Dead) => Ending::Final,
             Err(Revoked) => Ending::Interrupted,
         }
     }
 
-    async fn carry(&self, part: &Part, course: &mut Course<'_>) -> Result<(), Revoked> {
+    /// Whether this group is to have a record at all: not a note of the dead letters' own, nor a message that was put back
+    /// for another group. One that was put back for this one ends the quarantine of its lane.
+    fn is_for_us(&self, part: &Part, received: &Received) -> bool {
+        if received.headers.get(dead_letter::REDRIVEN).is_some() {
+            return false;
+        }
+        let Some(group) = received.headers.get(dead_letter::REDRIVEN_FOR) else {
+            return true;
+        };
+        let ours = group == self.rule.group.as_bytes();
+        if ours {
+            part.lanes().release(received.key.as_ref());
+        }
+        ours
+    }
+
+    async fn carry(&self, part: &Part, course: &mut Course<'_>) -> Result<End, Revoked> {
         if part.lanes().is_quarantined(course.received.key.as_ref()) {
             return self.bury(part, course, Grave::quarantined()).await;
         }
@@ -95,7 +124,7 @@ impl Subscription {
             self.note(course.delivery, &mut attempted, course.made + 1);
             let shut = self.feel(course, &attempted);
             let (why, wait) = match &attempted.verdict {
-                Verdict::Done | Verdict::Drop => return Ok(()),
+                Verdict::Done | Verdict::Drop => return Ok(End::Done),
                 Verdict::NotDelivered => (None, None),
                 // It is not about this message: as if the app had not been reached.
                 Verdict::DeadLetter(_) if shut == Some(Shut::Unauthorized) => (None, None),
@@ -256,9 +285,9 @@ impl Subscription {
     }
 
     /// Writes a message to the dead letters, however long the broker takes: until then it is not final.
-    async fn bury(&self, part: &Part, course: &Course<'_>, grave: Grave) -> Result<(), Revoked> {
+    async fn bury(&self, part: &Part, course: &Course<'_>, grave: Grave) -> Result<End, Revoked> {
         let Some(topic) = self.rule.dead_letter.as_deref() else {
-            return Ok(());
+            return Ok(End::Dead);
         };
         let (received, delivery) = (course.received, course.delivery);
         let obituary = Obituary {
@@ -301,7 +330,7 @@ impl Subscription {
             id = %delivery.id, topic = self.rule.topic, dead_letter = topic, reason = grave.why, attempts = course.made, trace = course.trace(),
             "message moved to the dead letters"
         );
-        Ok(())
+        Ok(End::Dead)
     }
 
     /// Counts, logs, keeps and tells what an attempt came to.
