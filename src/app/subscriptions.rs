@@ -48,7 +48,10 @@ impl admin::Subscriptions for Subscriptions {
 
     fn pause(&self, topic: &str, paused: bool) -> usize {
         let all = self.all();
-        let named = all.iter().filter(|one| one.topic() == topic);
-        named.map(|one| one.pause(paused)).count()
+        let named: Vec<_> = all.iter().filter(|one| one.topic() == topic).collect();
+        for one in &named {
+            one.pause(paused);
+        }
+        named.len()
     }
 }

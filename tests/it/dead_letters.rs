@@ -1,6 +1,6 @@
 //! `wayside dead-letters`: what was given up is listed, shown and put back.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,8 +10,9 @@ use tempfile::TempDir;
 use tokio::task::spawn_blocking;
 
 use crate::subscription::{FAST, bodies, calls, ended, subscribed};
-use crate::support::app::{Answer, App};
+use crate::support::app::{Answer, App, Seen};
 use crate::support::broker::{self, Written};
+use crate::support::sidecar::Sidecar;
 use crate::support::topic;
 
 /// Runs `wayside dead-letters` to its end: its code, its stdout and its stderr.
@@ -37,7 +38,7 @@ fn keyed<'a>(key: &'a str, value: &'a str) -> Written<'a> {
 }
 
 /// A configuration with that subscription, for the command.
-fn file(folder: &TempDir, rule: &str) -> std::path::PathBuf {
+fn file(folder: &TempDir, rule: &str) -> PathBuf {
     let path = folder.path().join("wayside.yaml");
     let address = broker::address();
     let text = format!(
@@ -52,71 +53,106 @@ fn documents(stdout: &str) -> Vec<Value> {
     stdout.lines().map(document).collect()
 }
 
-#[tokio::test]
-async fn what_died_is_listed_shown_and_put_back_once_in_order() {
-    let (topic, grave) = (broker::topic("mortal", 1), broker::topic("mortal-dead", 1));
-    let healed = Arc::new(AtomicBool::new(false));
-    let well = Arc::clone(&healed);
-    let app =
-        App::by(
-            move |seen| match seen.body.starts_with(b"ill") && !well.load(Ordering::SeqCst) {
+const ID: &str = "0190c7e0-0000-7000-8000-0000000000aa";
+
+/// A sidecar whose app turns away what begins with `ill` until it is well, and three dead letters: two of key `a`, the
+/// second in quarantine, and one of key `b`.
+struct Mortal {
+    app: App,
+    sidecar: Sidecar,
+    topic: String,
+    well: Arc<AtomicBool>,
+    _folder: TempDir,
+    path: PathBuf,
+}
+
+impl Mortal {
+    async fn start() -> Self {
+        let (topic, grave) = (broker::topic("mortal", 1), broker::topic("mortal-dead", 1));
+        let well = Arc::new(AtomicBool::new(false));
+        let is_well = Arc::clone(&well);
+        let app = App::by(move |seen| {
+            match seen.body.starts_with(b"ill") && !is_well.load(Ordering::SeqCst) {
                 true => Answer::status(422),
                 false => Answer::ok(),
-            },
-        )
+            }
+        })
         .await;
-    let group = broker::unique("group");
-    let rule = format!(
-        "topic: {topic}, group: {group}, deliver: {{ path: /m }}, dead_letter: {grave}, quarantine: true, dedupe: 10m, {FAST}"
-    );
-    let folder = TempDir::new().expect("a folder");
-    let path = file(&folder, &rule);
-    let sidecar = subscribed(app.address, &[rule]).await;
-    let id: &[(&str, &str)] = &[("ce_id", "0190c7e0-0000-7000-8000-0000000000aa")];
-    let first = Written {
-        headers: id,
-        ..keyed("a", "ill 0")
-    };
-    broker::write(
-        &topic,
-        &[first, keyed("a", "1"), keyed("b", "ill 2"), keyed("c", "3")],
-    );
-    ended(&sidecar, &topic, "dead-letter", 3).await;
-    ended(&sidecar, &topic, "done", 1).await;
+        let group = broker::unique("group");
+        let rule = format!(
+            "topic: {topic}, group: {group}, deliver: {{ path: /m }}, dead_letter: {grave}, quarantine: true, dedupe: 10m, {FAST}"
+        );
+        let folder = TempDir::new().expect("a folder");
+        let path = file(&folder, &rule);
+        let sidecar = subscribed(app.address, &[rule]).await;
+        let first = Written {
+            headers: &[("ce_id", ID)],
+            ..keyed("a", "ill 0")
+        };
+        let others = [keyed("a", "1"), keyed("b", "ill 2"), keyed("c", "3")];
+        broker::write(&topic, &[first]);
+        broker::write(&topic, &others);
+        ended(&sidecar, &topic, "dead-letter", 3).await;
+        ended(&sidecar, &topic, "done", 1).await;
+        Self {
+            app,
+            sidecar,
+            topic,
+            well,
+            _folder: folder,
+            path,
+        }
+    }
 
-    let (code, out, _) = dead_letters("list", &path, &["--json"]).await;
+    async fn dead_letters(&self, word: &str, arguments: &[&str]) -> (i32, String, String) {
+        let (code, out, told) = dead_letters(word, &self.path, arguments).await;
+        (code, out.trim().to_owned(), told.trim().to_owned())
+    }
+}
+
+#[tokio::test]
+async fn what_died_is_listed_and_shown() {
+    let mortal = Mortal::start().await;
+    let (code, out, _) = mortal.dead_letters("list", &["--json"]).await;
     let listed = documents(&out);
     assert_eq!((code, listed.len()), (0, 3), "{out}");
-    let of_id: Vec<_> = listed
+    let letter = listed
         .iter()
-        .filter(|letter| letter["id"] == id[0].1)
-        .collect();
+        .find(|letter| letter["id"] == ID)
+        .expect("it is listed");
     assert_eq!(
-        (&of_id[0]["key"], &of_id[0]["attempts"]),
+        (&letter["key"], &letter["attempts"]),
         (&"a".into(), &"1".into())
     );
-    assert_eq!(of_id[0]["reason"], "the app answered 422");
-    assert_eq!(of_id[0]["origin"], format!("{topic}/0/0"));
-    let (code, out, _) = dead_letters("show", &path, &["--id", id[0].1]).await;
+    assert_eq!(letter["reason"], "the app answered 422");
+    assert_eq!(letter["origin"], format!("{}/0/0", mortal.topic));
+    let (code, out, _) = mortal.dead_letters("show", &["--id", ID]).await;
     assert_eq!(code, 0);
-    assert!(
-        out.contains("ill 0") && out.contains("wayside-dead-reason: the app answered 422"),
-        "{out}"
-    );
-    let (code, out, _) = dead_letters("list", &path, &["--since", "1h", "--key", "b"]).await;
+    let reason = "wayside-dead-reason: the app answered 422";
+    assert!(out.contains("ill 0") && out.contains(reason), "{out}");
+    let (code, out, _) = mortal
+        .dead_letters("list", &["--since", "1h", "--key", "b"])
+        .await;
     assert_eq!((code, out.lines().count()), (0, 1), "{out}");
-    let (code, _, told) = dead_letters("show", &path, &["--key", "nobody"]).await;
-    assert_eq!((code, told.trim()), (3, "wayside: no such dead letter"));
+    let (code, _, told) = mortal.dead_letters("show", &["--key", "nobody"]).await;
+    assert_eq!((code, told.as_str()), (3, "wayside: no such dead letter"));
+    assert!(mortal.sidecar.stop().await);
+}
 
-    let (code, _, told) = dead_letters("redrive", &path, &[]).await;
+#[tokio::test]
+async fn what_died_is_put_back_once_and_in_order() {
+    let mortal = Mortal::start().await;
+    let (code, _, told) = mortal.dead_letters("redrive", &[]).await;
     assert_eq!(code, 2, "{told}");
-    healed.store(true, Ordering::SeqCst);
-    app.forget();
-    let (code, out, _) = dead_letters("redrive", &path, &["--key", "a", "--dry-run"]).await;
-    assert_eq!((code, out.trim()), (0, "2 would be put back"));
-    let (code, out, told) = dead_letters("redrive", &path, &["--key", "a"]).await;
-    assert_eq!((code, out.trim()), (0, "2 put back"), "{told}");
-    let seen = calls(&app, 2).await;
+    mortal.well.store(true, Ordering::SeqCst);
+    mortal.app.forget();
+    let (code, out, _) = mortal
+        .dead_letters("redrive", &["--key", "a", "--dry-run"])
+        .await;
+    assert_eq!((code, out.as_str()), (0, "2 would be put back"));
+    let (code, out, told) = mortal.dead_letters("redrive", &["--key", "a"]).await;
+    assert_eq!((code, out.as_str()), (0, "2 put back"), "{told}");
+    let seen = calls(&mortal.app, 2).await;
     assert_eq!(
         bodies(&seen),
         ["ill 0", "1"],
@@ -124,22 +160,23 @@ async fn what_died_is_listed_shown_and_put_back_once_in_order() {
     );
     assert_eq!(
         seen[0].header("wayside-message-id"),
-        Some(id[0].1),
+        Some(ID),
         "it is the same message"
     );
-    assert!(seen.iter().all(|seen| {
+    let dead = |seen: &Seen| {
         seen.headers
             .keys()
-            .all(|name| !name.as_str().contains("dead"))
-    }));
-    let (code, _, _) = dead_letters("redrive", &path, &["--key", "a"]).await;
+            .any(|name| name.as_str().contains("dead"))
+    };
+    assert!(!seen.iter().any(dead));
+    let (code, _, _) = mortal.dead_letters("redrive", &["--key", "a"]).await;
     assert_eq!(code, 3, "each is put back once");
-    let (code, out, _) = dead_letters("redrive", &path, &["--all"]).await;
-    assert_eq!((code, out.trim()), (0, "1 put back"));
-    let (_, out, told) = dead_letters("list", &path, &[]).await;
-    assert_eq!((out.as_str(), told.trim()), ("", "no dead letters"));
-    ended(&sidecar, &topic, "done", 4).await;
-    assert!(sidecar.stop().await);
+    let (code, out, _) = mortal.dead_letters("redrive", &["--all"]).await;
+    assert_eq!((code, out.as_str()), (0, "1 put back"));
+    let (_, out, told) = mortal.dead_letters("list", &[]).await;
+    assert_eq!((out.as_str(), told.as_str()), ("", "no dead letters"));
+    ended(&mortal.sidecar, &mortal.topic, "done", 4).await;
+    assert!(mortal.sidecar.stop().await);
 }
 
 #[tokio::test]

@@ -4,7 +4,9 @@
 //! So a letter is put back once, whenever this is interrupted, and two of these at the same time do not mix.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::letter::{Letter, Place};
 use super::{Failed, Grave, Wanted};
@@ -194,11 +196,13 @@ impl Run<'_> {
         if batch.is_empty() || self.failed.is_some() {
             return;
         }
-        if let Some(transactions) = &self.transactions {
-            if let Err(error) = write(transactions, &self.grave.topic, &batch) {
-                self.failed = Some(error);
-                return;
-            }
+        let written = match &self.transactions {
+            Some(transactions) => write(transactions, &self.grave.topic, &batch),
+            None => Ok(()),
+        };
+        if let Err(error) = written {
+            self.failed = Some(error);
+            return;
         }
         self.done += batch.len();
         if self.said.elapsed() >= SAY_EVERY {

@@ -86,9 +86,10 @@ impl Gate {
                 Some(Shut::Paused) => changed.await,
                 Some(_) => tokio::select! {
                     () = changed => {}
-                    permit = self.probe.acquire() => match self.shut() {
-                        Some(Shut::Down | Shut::Unauthorized) => return permit.ok(),
-                        _ => {}
+                    permit = self.probe.acquire() => {
+                        if let Some(Shut::Down | Shut::Unauthorized) = self.shut() {
+                            return permit.ok();
+                        }
                     }
                 },
             }
