@@ -104,6 +104,13 @@ impl Assigned {
         drop(revoked.wait_for(|revoked| *revoked).await);
     }
 
+    /// Resolves when the assignment has ended: from then on [`Assigned::done`] has no effect.
+    pub async fn over(&self) {
+        let mut revoked = self.revoked.clone();
+        // The sender goes with the assignment, and no value of it is awaited.
+        drop(revoked.wait_for(|_| false).await);
+    }
+
     /// What is between the offset that may be committed and the last record handed out.
     pub fn open(&self) -> Open {
         let progress = self.shared.lock();

@@ -19,11 +19,14 @@
 mod support;
 
 #[cfg(test)]
+mod line;
+#[cfg(test)]
 mod sidecar;
 
 mod answers;
 mod delivery;
 mod event;
+mod lanes;
 mod live;
 mod outage;
 mod publish;

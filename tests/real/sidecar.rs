@@ -152,6 +152,19 @@ impl Sidecar {
         self.process.ended().is_none()
     }
 
+    /// The sum of a metric's series.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        let reply = client::get("probe", "/metrics").send(self.probe).await;
+        let text = String::from_utf8_lossy(&reply.body).into_owned();
+        let series = text.lines().filter(|line| {
+            line.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with(['{', ' ']))
+        });
+        series
+            .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
+            .sum()
+    }
+
     /// The status of `/ready`.
     pub(crate) async fn ready(&self) -> u16 {
         client::get("probe", "/ready")

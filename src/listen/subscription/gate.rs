@@ -96,6 +96,18 @@ impl Gate {
         }
     }
 
+    /// Resolves when it is shut.
+    pub(super) async fn shuts(&self) {
+        loop {
+            // From here on no change is missed.
+            let changed = self.changed.notified();
+            if self.shut().is_some() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     /// Notes what an attempt told; what it changed, if it changed anything.
     pub(super) fn told(&self, sign: Sign, key: Option<&Bytes>) -> Option<Change> {
         let mut state = self.lock();

@@ -22,6 +22,8 @@ pub(super) struct Lanes {
     heads: BTreeMap<i64, Head>,
     parked: usize,
     bytes: usize,
+    /// What follows the last message that was tried.
+    reached: i64,
     quarantined: Quarantine,
 }
 
@@ -56,6 +58,7 @@ impl Lanes {
             heads: BTreeMap::new(),
             parked: 0,
             bytes: 0,
+            reached: 0,
             quarantined: Quarantine::default(),
         }
     }
@@ -98,6 +101,16 @@ impl Lanes {
         };
         self.heads.insert(received.offset, head);
         received
+    }
+
+    /// Notes that a message is tried.
+    pub(super) fn tries(&mut self, offset: i64) {
+        self.reached = self.reached.max(offset + 1);
+    }
+
+    /// The offset behind all messages that were tried.
+    pub(super) fn reached(&self) -> i64 {
+        self.reached
     }
 
     /// Notes that a message waits, after so many attempts, and why; or that it is tried again.

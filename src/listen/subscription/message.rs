@@ -93,7 +93,10 @@ impl Subscription {
                 Ending::Final
             }
             Ok(End::Dead) => Ending::Final,
-            Err(Revoked) => Ending::Interrupted,
+            Err(Revoked) => {
+                part.interrupted(received.offset);
+                Ending::Interrupted
+            }
         }
     }
 
@@ -213,7 +216,8 @@ impl Subscription {
         self.gate.shut()
     }
 
-    /// One attempt, when its turn has come. Once begun it may finish.
+    /// One attempt, when its turn has come. Once begun it may finish. For a partition that is being taken away nothing
+    /// waits until the app is well.
     async fn attempt<'s>(
         &'s self,
         part: &Part,
@@ -227,11 +231,18 @@ impl Subscription {
             // The semaphore is never closed, so there is always a place in the end.
             self.places.acquire().await
         };
+        let barred = async {
+            part.assigned.revoked().await;
+            self.gate.shuts().await;
+        };
+        let offset = course.received.offset;
         let _place = tokio::select! {
             biased;
-            () = part.assigned.revoked() => return Err(Revoked),
+            () = part.stops(offset) => return Err(Revoked),
+            () = barred => return Err(Revoked),
             place = turn => place,
         };
+        part.lanes().tries(offset);
         let (received, delivery, number) = (course.received, course.delivery, course.made + 1);
         let begun = Instant::now();
         let span = match &self.spans {

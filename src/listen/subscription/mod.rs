@@ -220,9 +220,12 @@ impl Subscription {
                 () = part.parks(), if full => {}
             }
         }
-        // What is under way may finish; nothing new begins.
+        part.stop();
         while let Some(ended) = running.join_next().await {
-            drop(part.ended(ended));
+            let next = part.ended(ended);
+            if let Some(next) = next.filter(|next| part.may_begin(next.offset)) {
+                self.start(&part, next, &mut running);
+            }
         }
         self.parts().retain(|known| !Arc::ptr_eq(known, &part));
     }

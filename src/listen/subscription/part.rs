@@ -19,6 +19,8 @@ pub(super) struct Part {
     parked: Notify,
     /// The message that the window has no room to wait for.
     give_up: watch::Sender<Option<i64>>,
+    /// The first message that does not begin any more; [`i64::MAX`] for as long as the partition is ours.
+    end: watch::Sender<i64>,
 }
 
 impl Part {
@@ -29,6 +31,7 @@ impl Part {
             lanes: Mutex::new(Lanes::new(ordering)),
             parked: Notify::new(),
             give_up: watch::Sender::new(None),
+            end: watch::Sender::new(i64::MAX),
         }
     }
 
@@ -60,6 +63,40 @@ impl Part {
         }
         self.assigned.done(offset);
         self.lanes().ended(offset)
+    }
+
+    /// Lets nothing begin any more that lies behind every message that was tried. What lies before one may: only then
+    /// can that one be committed, and is not delivered again.
+    pub(super) fn stop(&self) {
+        self.ends_before(self.lanes().reached());
+    }
+
+    /// Notes that a message does not end here. Nothing after it can be committed, so nothing after it begins.
+    pub(super) fn interrupted(&self, offset: i64) {
+        self.ends_before(offset);
+    }
+
+    /// Whether a message may begin.
+    pub(super) fn may_begin(&self, offset: i64) -> bool {
+        offset < *self.end.borrow()
+    }
+
+    /// Resolves when a message may not begin any more.
+    pub(super) async fn stops(&self, offset: i64) {
+        let mut end = self.end.subscribe();
+        tokio::select! {
+            // It cannot fail while this partition is there.
+            _ = end.wait_for(|end| *end <= offset) => {}
+            () = self.assigned.over() => {}
+        }
+    }
+
+    fn ends_before(&self, offset: i64) {
+        self.end.send_if_modified(|end| {
+            let sooner = offset < *end;
+            *end = offset.min(*end);
+            sooner
+        });
     }
 
     /// Tells a message that waits for its next attempt that there is no room to.
