@@ -122,7 +122,8 @@ const CONSUMER: &[(&str, &str)] = &[
     ("partition.assignment.strategy", "cooperative-sticky"),
     ("enable.auto.commit", "true"),
     ("enable.auto.offset.store", "false"),
-    ("auto.commit.interval.ms", "1000"),
+    // What was done since the last commit is delivered again after a crash.
+    ("auto.commit.interval.ms", "100"),
     ("auto.offset.reset", "earliest"),
     ("max.poll.interval.ms", "300000"),
     ("session.timeout.ms", "45000"),
