@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::live::{self, Live};
 use super::parts::{Broker, BuildError, Parts};
 use crate::config::model::{Config, Subscription as Rule};
-use crate::kafka::consumer::{Consumer, StopError};
+use crate::kafka::consumer::{Consumer, Sharing, StopError};
 use crate::lifecycle::{self, Workers};
 use crate::listen::subscription::{Records, Subscription};
 use crate::pattern::deliver::Deliver;
@@ -46,9 +46,12 @@ pub(super) struct Consumers {
     pub(super) leaving: Mutex<JoinSet<Result<(), StopError>>>,
 }
 
+/// A group's name, and whether it shares its messages.
+type Who = (String, Sharing);
+
 /// One group and the rules it was started with.
 pub(super) struct Group {
-    name: String,
+    who: Who,
     rules: Vec<Rule>,
     consumer: Consumer,
 }
@@ -61,18 +64,18 @@ impl Consumers {
     /// A group does not start; everything is then as it was.
     pub(super) async fn apply(&self, config: &Config) -> Result<(), BuildError> {
         let wanted = by_group(&config.subscriptions);
-        let changed = |name: &str, rules: &[Rule]| {
+        let changed = |who: &Who, rules: &[Rule]| {
             let groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
             !groups
                 .iter()
-                .any(|group| group.name == name && same(&group.rules, rules))
+                .any(|group| group.who == *who && same(&group.rules, rules))
         };
         let mut started = Vec::new();
-        for (name, rules) in &wanted {
-            if changed(name, rules) {
-                let consumer = self.start(config, name, rules).await?;
+        for (who, rules) in &wanted {
+            if changed(who, rules) {
+                let consumer = self.start(config, who, rules).await?;
                 started.push(Group {
-                    name: (*name).to_owned(),
+                    who: who.clone(),
                     rules: rules.clone(),
                     consumer,
                 });
@@ -107,11 +110,11 @@ impl Consumers {
     }
 
     /// Puts what was started in place and gives back what it replaces.
-    fn swap(&self, wanted: &[(&str, Vec<Rule>)], started: Vec<Group>) -> Vec<Group> {
+    fn swap(&self, wanted: &[(Who, Vec<Rule>)], started: Vec<Group>) -> Vec<Group> {
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         let goes_on = |group: &Group| {
-            wanted.iter().any(|(name, _)| *name == group.name)
-                && !started.iter().any(|new| new.name == group.name)
+            wanted.iter().any(|(who, _)| *who == group.who)
+                && !started.iter().any(|new| new.who == group.who)
         };
         let (kept, replaced): (Vec<Group>, Vec<Group>) = groups.drain(..).partition(goes_on);
         groups.extend(kept);
@@ -137,7 +140,7 @@ impl Consumers {
     async fn start(
         &self,
         config: &Config,
-        group: &str,
+        (group, sharing): &Who,
         rules: &[Rule],
     ) -> Result<Consumer, BuildError> {
         let (Some(broker), Some(receipts), Some(_)) =
@@ -157,7 +160,7 @@ impl Consumers {
         let consumer = Consumer::start(
             &broker.kafka,
             &broker.bootstrap,
-            group,
+            (group, *sharing),
             topics,
             move |intake| match members
                 .iter()
@@ -236,12 +239,17 @@ pub(super) fn receipts(
 }
 
 /// The rules of each group, in file order.
-fn by_group(rules: &[Rule]) -> Vec<(&str, Vec<Rule>)> {
-    let mut groups: Vec<(&str, Vec<Rule>)> = Vec::new();
+fn by_group(rules: &[Rule]) -> Vec<(Who, Vec<Rule>)> {
+    let mut groups: Vec<(Who, Vec<Rule>)> = Vec::new();
     for rule in rules {
-        match groups.iter_mut().find(|(group, _)| *group == rule.group) {
+        let sharing = match rule.broadcast {
+            true => Sharing::Broadcast,
+            false => Sharing::Group,
+        };
+        let who = (rule.group.clone(), sharing);
+        match groups.iter_mut().find(|(known, _)| *known == who) {
             Some((_, members)) => members.push(rule.clone()),
-            None => groups.push((&rule.group, vec![rule.clone()])),
+            None => groups.push((who, vec![rule.clone()])),
         }
     }
     groups

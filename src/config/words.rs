@@ -229,7 +229,7 @@ pub(super) static SUBSCRIPTION: Shape = Shape {
         key("quarantine"),
         key("dedupe"),
         key("verdicts"),
-        later("broadcast"),
+        key("broadcast"),
     ],
 };
 

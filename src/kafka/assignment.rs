@@ -229,7 +229,8 @@ impl Group {
         }
     }
 
-    fn assign(&self, list: &TopicPartitionList) {
+    /// Opens an intake for each partition of a list, and splits its queue off, which must be before it is assigned.
+    pub(super) fn assign(&self, list: &TopicPartitionList) {
         static EPOCH: AtomicU64 = AtomicU64::new(1);
         let epoch = EPOCH.fetch_add(1, Ordering::Relaxed);
         let control = &self.control;
@@ -298,12 +299,12 @@ impl Group {
                 );
             }
         }
-        finish(native, &gone, lost);
+        finish(native, &gone, !lost);
     }
 }
 
-/// Ends intakes and commits what has ended in them.
-pub(super) fn finish(native: &Native, gone: &[Partition], lost: bool) {
+/// Ends intakes and, if so asked, commits what has ended in them.
+pub(super) fn finish(native: &Native, gone: &[Partition], commits: bool) {
     let mut offsets = TopicPartitionList::new();
     for Partition {
         topic,
@@ -312,7 +313,7 @@ pub(super) fn finish(native: &Native, gone: &[Partition], lost: bool) {
         ..
     } in gone
     {
-        let Some(next) = feed.shared.end().filter(|_| !lost) else {
+        let Some(next) = feed.shared.end().filter(|_| commits) else {
             continue;
         };
         // Stored as well, so that the native client's own commit at the end is not an older one. Unlike this call, which

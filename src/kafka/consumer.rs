@@ -1,11 +1,11 @@
-//! One consumer per group for all its topics, on a thread of its own.
+//! One consumer per group for all its topics, on a thread of its own. A broadcast is a group that takes everything.
 //!
 //! The thread serves the group's events whatever the deliveries do, so a slow app never costs the assignment. Each
 //! partition has a queue of its own, split off before the partition is assigned: later, its first records would lie in
 //! the common queue. Nothing is ever paused; a partition whose intake is full is just not polled.
 //!
-//! An offset is stored when the contiguous prefix before it has ended, committed every second by the native client, and
-//! at once when a partition is taken away or the consumer stops.
+//! An offset is stored when the contiguous prefix before it has ended, committed ten times a second by the native client,
+//! and at once when a partition is taken away or the consumer stops.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -16,6 +16,7 @@ use rdkafka::message::{BorrowedMessage, Message as _};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::all::All;
 use super::assignment::{Control, Group, Native, OnIntake, Partition, copy, finish};
 use super::client::{self, Bootstrap, Reporter, SetupError};
 use super::intake::Intake;
@@ -25,7 +26,7 @@ use crate::config::model::Kafka;
 /// The longest sleep of the thread.
 const TICK: Duration = Duration::from_millis(50);
 /// How often offsets are stored.
-const STORE_EVERY: Duration = Duration::from_millis(100);
+const STORE_EVERY: Duration = Duration::from_millis(50);
 /// Events of the group served in one turn.
 const EVENTS: usize = 16;
 /// What is kept of a stop's time for committing and leaving.
@@ -34,6 +35,15 @@ const LEAVE_RESERVE: Duration = Duration::from_secs(2);
 const IDENTITY_MAX: Duration = Duration::from_secs(10);
 /// How the embedded broker's cluster id begins.
 pub(super) const EMBEDDED_ID: &str = "mockCluster";
+
+/// Who gets the messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Sharing {
+    /// Each goes to one member of the group. Where it stands is committed.
+    Group,
+    /// Each goes to everybody who is there. Nothing is committed; see `all`.
+    Broadcast,
+}
 
 /// A member of a group. Dropping it ends its thread in the background, without waiting for what is in flight.
 #[derive(Debug)]
@@ -76,15 +86,15 @@ pub struct Snapshot {
 }
 
 impl Consumer {
-    /// Joins the group from a thread of its own; `on_intake` is called there for each partition that is assigned and must
-    /// not block. It does not wait for the broker. A topic that does not exist yet is consumed once it does.
+    /// Joins the group from a thread of its own, or takes all partitions; `on_intake` is called there for each partition
+    /// that is assigned and must not block. It does not wait for the broker. A topic that does not exist yet is consumed once it does.
     ///
     /// # Errors
     /// A property is refused, there is no topic, or the system gives no thread.
     pub fn start(
         kafka: &Kafka,
         bootstrap: &Bootstrap,
-        group: &str,
+        (group, sharing): (&str, Sharing),
         topics: Vec<String>,
         on_intake: impl Fn(Intake) + Send + 'static,
     ) -> Result<Self, SetupError> {
@@ -99,6 +109,7 @@ impl Consumer {
             kafka: kafka.clone(),
             bootstrap: bootstrap.clone(),
             group: group.to_owned(),
+            sharing,
             topics,
         };
         let native = worker.connect(bootstrap)?;
@@ -176,6 +187,7 @@ struct Worker {
     kafka: Kafka,
     bootstrap: Bootstrap,
     group: String,
+    sharing: Sharing,
     topics: Vec<String>,
 }
 
@@ -188,7 +200,10 @@ impl Worker {
             reporter: Reporter::new(&self.group, redactor.clone()),
             native: OnceLock::new(),
         };
-        let config = client::consumer_config(&self.kafka, bootstrap, &self.group)?;
+        let mut config = client::consumer_config(&self.kafka, bootstrap, &self.group)?;
+        if self.sharing == Sharing::Broadcast {
+            config.set("enable.auto.commit", "false");
+        }
         let mut native: Native = config
             .create_with_context(group)
             .map_err(|error| client::client_error(error, &redactor))?;
@@ -210,14 +225,18 @@ impl Worker {
     fn run(self, native: Arc<Native>) {
         self.control.waker.is_me();
         let native = self.fit(native);
-        let topics: Vec<&str> = self.topics.iter().map(String::as_str).collect();
-        if let Err(error) = native.subscribe(&topics) {
-            tracing::error!(group = self.group, %error, "not subscribed");
+        let shared = self.sharing == Sharing::Group;
+        let mut all = All::new(&self.topics);
+        if shared {
+            self.subscribe(&native);
         }
         let mut stored = Instant::now();
         while !self.control.is_stopping() {
+            if !shared {
+                all.look(&native);
+            }
             let busy = self.turn(&native);
-            if stored.elapsed() >= STORE_EVERY {
+            if shared && stored.elapsed() >= STORE_EVERY {
                 stored = Instant::now();
                 self.control
                     .partitions()
@@ -231,6 +250,13 @@ impl Worker {
             }
         }
         self.leave(native);
+    }
+
+    fn subscribe(&self, native: &Native) {
+        let topics: Vec<&str> = self.topics.iter().map(String::as_str).collect();
+        if let Err(error) = native.subscribe(&topics) {
+            tracing::error!(group = self.group, %error, "not subscribed");
+        }
     }
 
     /// A broker that turns out to be another process' embedded one needs the settings of ours.
@@ -328,7 +354,8 @@ impl Worker {
         self.control.unfinished.get_or_init(|| left);
         // The queues hold the client, which must be dropped here, last: that leaves the group, and it blocks.
         let gone = std::mem::take(&mut *self.control.partitions());
-        finish(&native, &gone, native.assignment_lost());
+        let commits = self.sharing == Sharing::Group && !native.assignment_lost();
+        finish(&native, &gone, commits);
         drop(gone);
         drop(native);
     }

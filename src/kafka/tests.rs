@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use super::client::Bootstrap;
-use super::consumer::{Consumer, StopError};
+use super::consumer::{Consumer, Sharing, StopError};
 use super::embedded::{Embedded, PARTITIONS};
 use super::intake::Intake;
 use super::producer::{Ack, Outgoing, Producer, PublishError};
@@ -76,8 +76,14 @@ impl Member {
         let (sender, intakes) = mpsc::channel(64);
         let topics = topics.iter().map(|topic| (*topic).to_owned()).collect();
         let on_intake = move |intake| sender.try_send(intake).expect("room for an intake");
-        let consumer =
-            Consumer::start(&kafka(&[]), bootstrap, group, topics, on_intake).expect("a consumer");
+        let consumer = Consumer::start(
+            &kafka(&[]),
+            bootstrap,
+            (group, Sharing::Group),
+            topics,
+            on_intake,
+        )
+        .expect("a consumer");
         Self { consumer, intakes }
     }
 

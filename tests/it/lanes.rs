@@ -398,3 +398,58 @@ async fn a_subscription_is_paused_and_resumed_at_the_admin_door_and_stays_so_ove
     assert_eq!(order(&sidecar, &topic, "stop").await, 405);
     assert!(sidecar.stop().await);
 }
+
+#[tokio::test]
+async fn every_copy_gets_what_is_broadcast_from_the_time_it_came_on_and_all_of_a_topic_that_is_newer()
+ {
+    let (old, new) = (broker::topic("news", 2), broker::unique("later-news"));
+    let rules = [
+        format!("topic: {old}, broadcast: true, deliver: {{ path: /n }}"),
+        format!("topic: {new}, broadcast: true, deliver: {{ path: /l }}"),
+    ];
+    broker::write(&old, &[keyed("a", "before"), keyed("b", "before")]);
+    let (one, two) = (App::agreeable().await, App::agreeable().await);
+    let first = subscribed(one.address, &rules).await;
+    let second = subscribed(two.address, &rules).await;
+    let there = |sidecar: &Sidecar, topic: &str| {
+        sidecar.metric(
+            "wayside_partitions",
+            &[&format!("subscription=\"{topic}\"")],
+        ) as i32
+    };
+    eventually("both have all", LONG, async || {
+        ((there(&first, &old), there(&second, &old)) == (2, 2)).then_some(())
+    })
+    .await;
+    // Where a partition ends is asked when it is assigned; only what comes behind that is new.
+    let mut marks = 0;
+    eventually("both are there", LONG, async || {
+        marks += 1;
+        let marks = [format!("a {marks}"), format!("b {marks}")];
+        let second = Written {
+            partition: 1,
+            ..keyed("b", &marks[1])
+        };
+        broker::write(&old, &[keyed("a", &marks[0]), second]);
+        let has_both = |app: &App| {
+            let bodies = bodies(&app.seen());
+            ["a ", "b "].map(|key| bodies.iter().any(|body| body.starts_with(key))) == [true; 2]
+        };
+        (has_both(&one) && has_both(&two)).then_some(())
+    })
+    .await;
+    broker::write(&old, &[keyed("a", "now")]);
+    broker::broker().create(&new, 1).expect("the name is new");
+    broker::write(&new, &[keyed("a", "first of its topic")]);
+    for app in [&one, &two] {
+        eventually("what came now", LONG, async || {
+            let bodies = bodies(&app.seen());
+            let has = |text: &str| bodies.iter().any(|body| body == text);
+            (has("now") && has("first of its topic")).then_some(())
+        })
+        .await;
+        let bodies = bodies(&app.seen());
+        assert!(!bodies.contains(&"before".to_owned()), "{bodies:?}");
+    }
+    assert!(first.stop().await && second.stop().await);
+}

@@ -104,7 +104,8 @@ fn questions(config: &Config) -> Questions {
             questions.written.insert(one.topic.to_owned());
         }
     }
-    let of = config.subscriptions.iter();
+    // A broadcast has no place in its topics.
+    let of = config.subscriptions.iter().filter(|one| !one.broadcast);
     let of = of.map(|one| (one.group.clone(), one.topic.clone()));
     questions.subscribed = of.collect();
     questions

@@ -46,10 +46,8 @@ pub(super) fn subscriptions(at: &At<'_>, around: &Around) -> Option<Vec<Subscrip
 fn subscription(at: &At<'_>, around: &Around) -> Option<Subscription> {
     let map = at.map(&SUBSCRIPTION)?;
     let topic = map.need("topic", |at| at.parse("a topic", parse_topic));
-    let group = match map.find("group") {
-        Some(at) => at.parse("a group", parse_group),
-        None => around.service.clone(),
-    };
+    let broadcast = map.or("broadcast", false, At::flag);
+    let group = group(&map, around, broadcast == Some(true));
     let deliver = map.or("deliver", (None, TIMEOUT_DEFAULT), deliver);
     let concurrency = map.or("concurrency", CONCURRENCY_DEFAULT, |at| {
         at.count(1..=10_000)
@@ -82,6 +80,7 @@ fn subscription(at: &At<'_>, around: &Around) -> Option<Subscription> {
     Some(Subscription {
         topic: topic?,
         group: group?,
+        broadcast: broadcast?,
         line: at.place().line,
         path,
         timeout,
@@ -95,6 +94,17 @@ fn subscription(at: &At<'_>, around: &Around) -> Option<Subscription> {
         dedupe: dedupe?,
         verdicts: verdicts?,
     })
+}
+
+fn group(map: &Map<'_>, around: &Around, broadcast: bool) -> Option<String> {
+    match map.find("group") {
+        Some(at) if broadcast => {
+            at.error("a group shares its messages, and a broadcast gives every copy all: remove `group` or `broadcast`");
+            None
+        }
+        Some(at) => at.parse("a group", parse_group),
+        None => around.service.clone(),
+    }
 }
 
 fn deliver(at: &At<'_>) -> Option<(Option<String>, Duration)> {

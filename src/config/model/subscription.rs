@@ -13,6 +13,8 @@ pub struct Subscription {
     pub topic: String,
     /// The consumer group; default: the service's name.
     pub group: String,
+    /// Whether every copy of the service gets every message, instead of the group's members sharing them.
+    pub broadcast: bool,
     /// 1-based line of the subscription in its file.
     pub line: usize,
     /// The path that gets every message; `None` restores the call as it was made.

@@ -2,6 +2,7 @@
 
 use super::{Role, Use, World, publishes, subscriptions, uses};
 use crate::cli::live::finding::Found;
+use crate::config::model::Ordering;
 use crate::kafka::inspect::facts::{Absent, Partition};
 
 const AUTO_CREATE: &str = "auto.create.topics.enable";
@@ -130,16 +131,15 @@ pub(super) fn partitions(world: &World<'_>, found: &mut Vec<Found>) {
         let (topic, wanted) = (&subscription.topic, subscription.concurrency);
         let count = partitions_of(world, topic).len();
         let concurrency = format!("{path}.concurrency");
-        let asked = world.places.is_written(&concurrency);
+        let asked =
+            world.places.is_written(&concurrency) && subscription.ordering == Ordering::Partition;
         let (path, reason) = if count > 0 && asked && wanted > count {
             let reason = format!(
-                "{wanted} deliveries at a time are asked for, but `{topic}` has {count} partitions, and each is delivered one by one"
+                "{wanted} deliveries at a time are asked for, but `{topic}` has {count} partitions, and each is delivered one by one (`ordering: partition`)"
             );
             (concurrency, reason)
-        } else if count == 1 && wanted > 1 {
-            let reason = format!(
-                "`{topic}` has one partition: one message that waits holds up all others, and a second replica gets nothing"
-            );
+        } else if count == 1 && wanted > 1 && !subscription.broadcast {
+            let reason = format!("`{topic}` has one partition, so a second replica gets nothing");
             (format!("{path}.topic"), reason)
         } else {
             continue;

@@ -85,7 +85,7 @@ fn partitions_bound_what_runs_side_by_side() {
     );
     let asked = GOOD.replace(
         "  - topic: payments\n",
-        "  - topic: payments\n    concurrency: 20\n",
+        "  - topic: payments\n    ordering: partition\n    concurrency: 20\n",
     );
     let few = found(&asked, |_| {});
     expect(
@@ -93,12 +93,12 @@ fn partitions_bound_what_runs_side_by_side() {
         &[(
             "partitions",
             Warning,
-            "w.yaml:17:18: subscriptions[0].concurrency: ",
+            "w.yaml:18:18: subscriptions[0].concurrency: ",
         )],
     );
     let enough = GOOD.replace(
         "  - topic: payments\n",
-        "  - topic: payments\n    concurrency: 12\n",
+        "  - topic: payments\n    ordering: partition\n    concurrency: 12\n",
     );
     expect(&found(&enough, |_| {}), &[]);
     let lost = found(GOOD, |facts| {
