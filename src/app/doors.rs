@@ -198,7 +198,7 @@ impl InboundDoor {
         let attended = Attended::new(&self.meters, &call.trace);
         let result = match (&self.app, self.may_call(&call)) {
             (_, Err(error)) => Err(error),
-            (Some(app), Ok(())) => app.call(call).await,
+            (Some(app), Ok(())) => app.call(call).await.map_err(Error::from),
             (None, Ok(())) => Err(Error::new(
                 Kind::NoRoute,
                 "this sidecar has no `app`; it only serves claims",

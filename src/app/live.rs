@@ -12,9 +12,11 @@ use crate::config::model::{
     Retry, Rewrite, Service, Timeouts,
 };
 use crate::error::{Error, Kind};
+use crate::pattern::fallback::Fallback;
 use crate::pattern::forward::{Forward, Split};
 use crate::pattern::hop::{self, Via};
 use crate::pattern::publish::Publish;
+use crate::reply::headers::Carried;
 use crate::route::{Facts, Table, rewrite};
 use crate::service::{Attended, Call, Meters, Outcome, Response};
 use crate::telemetry::names;
@@ -52,17 +54,26 @@ struct Running {
 )]
 enum Action {
     Forward(Forward),
-    /// With what the route changes, or lets through only so often.
+    /// With what the route changes, lets through only so often, or queues.
     Changed(Box<Changed>),
     // Boxed: far larger than the other, and made once.
     Publish(Box<Publish>),
 }
 
 struct Changed {
-    forward: Forward,
+    onward: Onward,
     rewrite: Rewrite,
     rate: Option<Arc<Rate>>,
     name: String,
+}
+
+#[expect(
+    clippy::large_enum_variant,
+    reason = "made once a route, and in a box already"
+)]
+enum Onward {
+    Forward(Forward),
+    Fallback(Fallback),
 }
 
 impl Changed {
@@ -79,8 +90,14 @@ impl Changed {
             hop::unlist(call.request.headers_mut(), ours);
         }
         rewrite::request(&self.rewrite, &mut call.request)?;
-        let mut response = self.forward.call(call).await?;
-        rewrite::answer(&self.rewrite, response.headers_mut());
+        let mut response = match &self.onward {
+            Onward::Forward(forward) => forward.call(call).await?,
+            Onward::Fallback(fallback) => fallback.call(call).await?,
+        };
+        // What is changed is the service's answer, not ours.
+        if response.extensions().get::<Carried>().is_none() {
+            rewrite::answer(&self.rewrite, response.headers_mut());
+        }
         Ok(response)
     }
 }
@@ -140,7 +157,7 @@ impl Live {
         let meters = Arc::clone(&running.meters);
         let attended = Attended::new(&meters, &call.trace);
         let result = match &running.action {
-            Action::Forward(forward) => forward.call(call).await,
+            Action::Forward(forward) => forward.call(call).await.map_err(Error::from),
             // Boxed, like the next: the plain future is the one that every call pays for.
             Action::Changed(changed) => Box::pin(changed.call(call)).await,
             // Boxed: publishing holds more across its waits than forwarding, whose future every call pays for.
@@ -201,17 +218,36 @@ fn forward(
         via: parts.outbound_via.clone(),
         timing: Some(format!("wayside-{}", config.service)),
     };
-    if rule.rate.is_none() && rule.rewrite == Rewrite::default() {
-        return Ok(Action::Forward(forward));
-    }
+    let onward = match &rule.otherwise {
+        Some(publish) => fallback((name, publish), forward, config, parts)?,
+        None if rule.rate.is_none() && rule.rewrite == Rewrite::default() => {
+            return Ok(Action::Forward(forward));
+        }
+        None => Onward::Forward(forward),
+    };
     Ok(Action::Changed(Box::new(Changed {
-        forward,
+        onward,
         rewrite: rule.rewrite.clone(),
         rate: rule
             .rate
             .map(|rule| Rate::after(rule, old.and_then(|old| old.rate(name)))),
         name: format!("the route {name}"),
     })))
+}
+
+fn fallback(
+    (name, rule): (&str, &PublishRule),
+    forward: Forward,
+    config: &Config,
+    parts: &Parts,
+) -> Result<Onward, Error> {
+    let publish = publish((name, rule), config, parts)?;
+    let broker = parts.broker.as_ref();
+    let answers = broker.and_then(|broker| broker.sender.answers.as_ref());
+    let queued = answers.ok_or_else(|| unbuilt("kafka.replies"))?.queued();
+    let named = (name, config.service.as_str());
+    let fallback = Fallback::new(named, forward, publish, queued, &parts.metrics);
+    Ok(Onward::Fallback(fallback))
 }
 
 /// The TLS side of the way to a service, if it has one.

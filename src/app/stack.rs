@@ -17,7 +17,8 @@ use tower::{Service, service_fn};
 use crate::error::{Error, Kind};
 use crate::lifecycle;
 use crate::listen::head;
-use crate::reply::{headers, rescue};
+use crate::reply::headers::{self, Carried};
+use crate::reply::rescue;
 use crate::service::{Call, Gate, Handler, Meters, Outcome, Response};
 use crate::telemetry::spans::{Open, Served, Spans};
 use crate::telemetry::trace::Trace;
@@ -156,7 +157,9 @@ fn observe(keeper: &Keeper, seen: &Seen, answered: Answered) -> Response {
         refused,
         meters,
     } = answered;
-    headers::set_pattern(response.headers_mut(), meters.pattern);
+    let carried = response.extensions().get::<Carried>();
+    let pattern = carried.map_or(meters.pattern, |carried| carried.0);
+    headers::set_pattern(response.headers_mut(), pattern);
     let took = seen.started.elapsed();
     meters.seconds.record(took);
     match &refused {
@@ -171,7 +174,7 @@ fn observe(keeper: &Keeper, seen: &Seen, answered: Answered) -> Response {
         tracing::warn!(
             door = keeper.door,
             route = meters.route,
-            pattern = meters.pattern,
+            pattern,
             method = %seen.method,
             path = shown(seen.path()),
             status = response.status().as_u16(),
@@ -185,7 +188,7 @@ fn observe(keeper: &Keeper, seen: &Seen, answered: Answered) -> Response {
         tracing::debug!(
             door = keeper.door,
             route = meters.route,
-            pattern = meters.pattern,
+            pattern,
             method = %seen.method,
             path = shown(seen.path()),
             status = response.status().as_u16(),

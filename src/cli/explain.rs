@@ -209,7 +209,20 @@ fn explain(config: &Config, request: &Request, body: &str) -> String {
 fn done(out: &mut String, config: &Config, route: &Route, request: &Request, body: &str) {
     match &route.pattern {
         Pattern::Forward(rule) => match ends_here(&mut copy(request)) {
-            None => forward(out, config, rule, request),
+            None => {
+                forward(out, config, rule, request);
+                if let Some(rule) = rule
+                    .otherwise
+                    .as_deref()
+                    .filter(|_| !request.method().is_safe())
+                {
+                    say!(
+                        out,
+                        "if it cannot be sent, or an earlier call of its key is queued:"
+                    );
+                    publish(out, config, rule, request, body);
+                }
+            }
             Some(Ok(answer)) => {
                 let status = answer.status().as_u16();
                 say!(out, "  {status} here: Max-Forwards lets it go no further");

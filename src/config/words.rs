@@ -130,10 +130,14 @@ pub(super) static FORWARD: Shape = Shape {
         section("retry", &FORWARD_RETRY),
         section("rewrite", &REWRITE),
         key("rate"),
-        later("otherwise"),
+        section("otherwise", &OTHERWISE),
         later("mirror"),
         later("hedge"),
     ],
+};
+
+pub(super) static OTHERWISE: Shape = Shape {
+    keys: &[section("publish", &PUBLISH)],
 };
 
 pub(super) static REWRITE: Shape = Shape {

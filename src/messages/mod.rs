@@ -10,6 +10,7 @@ mod follow;
 pub mod id;
 pub mod keys;
 mod names;
+pub mod queued;
 pub mod receipt;
 mod results;
 mod slot;

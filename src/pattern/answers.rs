@@ -12,6 +12,7 @@ use crate::error::{Error, Kind};
 use crate::kafka::client::Bootstrap;
 use crate::kafka::record::Reply;
 use crate::kafka::replies::{Incoming, Replies, Source};
+use crate::messages::queued::Queued;
 use crate::messages::receipt::{self, Receipt};
 use crate::messages::{Outcome, Results, Timelines};
 use crate::telemetry::metrics::Metrics;
@@ -28,6 +29,8 @@ pub struct Answers {
     /// as it happened.
     run: String,
     results: Arc<Results>,
+    /// What was queued instead of forwarded, which waits for its verdict.
+    queued: Arc<Queued>,
     timelines: Arc<Timelines>,
     source: Source,
     broker: (Kafka, Bootstrap),
@@ -58,9 +61,13 @@ impl Answers {
         let results = Results::new(config.limits.results, keep);
         let kept = Arc::clone(&results);
         metrics.watch(&names::RESULT_BYTES, &[], move || kept.bytes() as f64);
+        let queued = Queued::new(config.messages.max);
+        let held = Arc::clone(&queued);
+        metrics.watch(&names::FALLBACK_KEYS, &[], move || held.lanes() as f64);
         Arc::new(Self {
             run: Uuid::now_v7().to_string(),
             results,
+            queued,
             timelines: Arc::clone(timelines),
             source: Source {
                 topic: topics.topic(&config.service),
@@ -143,6 +150,17 @@ impl Answers {
         &self.results
     }
 
+    /// What was queued instead of forwarded.
+    pub fn queued(&self) -> &Arc<Queued> {
+        &self.queued
+    }
+
+    /// Notes how a message ended.
+    pub fn ended(&self, outcome: Outcome) {
+        self.queued.ended(outcome.id);
+        self.results.put(outcome);
+    }
+
     /// `service/instance` of this sidecar.
     pub fn origin(&self) -> &str {
         &self.origin
@@ -197,12 +215,17 @@ impl Answers {
             ..
         } = receipt;
         event.aside |= !self.results.counts(id, &group);
+        let ends = event.what.status().is_final() && !event.aside;
+        if ends {
+            // Also if it came too late for its timeline.
+            self.queued.ended(id);
+        }
         if !self.timelines.record_receipt(id, event) {
             self.meters.late.increment(1);
             return;
         }
         self.meters.taken.increment(1);
-        if event.what.status().is_final() && !event.aside {
+        if ends {
             self.results.put(Outcome {
                 id,
                 what: event.what,

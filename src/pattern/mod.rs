@@ -4,6 +4,7 @@ pub mod answers;
 pub mod dead_letter;
 pub mod deadline;
 pub mod deliver;
+pub mod fallback;
 pub mod forward;
 pub mod grpc;
 pub mod hop;

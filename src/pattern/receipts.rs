@@ -133,7 +133,7 @@ impl Receipts {
         let ends = event.what.status().is_final();
         let answer = answer.filter(|_| ends && !event.aside);
         if let Some(own) = home.filter(|_| ends && !event.aside) {
-            own.results().put(Outcome {
+            own.ended(Outcome {
                 id: record.id,
                 what: event.what,
                 at: event.at,

@@ -35,6 +35,10 @@ pub fn set_pattern(headers: &mut HeaderMap, pattern: &'static str) {
     }
 }
 
+/// Among a response's extensions: the pattern that carried the call, where it is not its route's.
+#[derive(Debug, Clone, Copy)]
+pub struct Carried(pub &'static str);
+
 /// A header's value in the making, on the stack: it is copied once, and the formatter costs more than the rest of a hop.
 /// What does not fit is left out.
 pub struct Text {

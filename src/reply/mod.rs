@@ -5,5 +5,6 @@ pub mod answered;
 pub mod events;
 pub mod headers;
 pub mod peers;
+pub mod queued;
 pub mod rescue;
 pub mod results;

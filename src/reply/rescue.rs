@@ -89,7 +89,8 @@ fn percent_encoded(text: &str) -> String {
     out
 }
 
-fn status_line(kind: Kind, who: &str) -> Option<HeaderValue> {
+/// What RFC 9209 says of a refusal.
+pub(super) fn status_line(kind: Kind, who: &str) -> Option<HeaderValue> {
     let (error, word) = (proxy_status(kind), kind.word());
     HeaderValue::from_str(&format!("{who}; error={error}; details=\"{word}\"")).ok()
 }

@@ -108,6 +108,10 @@ names! {
     REPLIES_READING = "wayside_replies_reading", "1 once the reply topic is read";
     /// No label.
     RESULT_BYTES = "wayside_result_bytes", "bytes of results that are kept";
+    /// Labels: `route`, `reason` (`queued-behind-earlier`, or the word of what kept it from being sent).
+    FALLBACKS = "wayside_fallbacks_total", "calls that were queued instead of forwarded, or were to be";
+    /// No label.
+    FALLBACK_KEYS = "wayside_fallback_keys", "keys whose calls queue until a verdict";
     /// No label.
     RESULT_STREAMS = "wayside_result_streams", "streams of results that are open";
     /// Label: `result` (`ok`, `unchanged`, `refused`).

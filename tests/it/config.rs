@@ -157,11 +157,15 @@ fn the_shipped_files_compile_without_a_surprise() {
 
 #[test]
 fn the_reference_has_every_accepted_key_and_no_other() {
+    // It has all that a route's `publish` has, which stands there.
+    let twice = |path: &String| path.starts_with("outbound.routes[].forward.otherwise.publish.");
     let found: BTreeSet<_> = reference_keys(&reference())
         .into_iter()
         .map(|(_, path, _)| path)
+        .filter(|path| !twice(path))
         .collect();
-    let mut expected: BTreeSet<_> = config::accepted_keys().into_iter().collect();
+    let accepted = config::accepted_keys().into_iter();
+    let mut expected: BTreeSet<_> = accepted.filter(|path| !twice(path)).collect();
     // Names that the file chooses, and a property of somebody else's.
     let free = [
         "services.*",

@@ -26,6 +26,7 @@ mod doors;
 mod event;
 mod evidence;
 mod failures;
+mod fallback;
 mod finding;
 mod forward;
 mod hop;

@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 
-use super::{Around, retry, services};
+use super::{Around, publish, retry, services};
 use crate::config::diagnostic::{Invalid, quoted};
 use crate::config::model::{ENDLESS, Forward, PathPattern, Rewrite, ServiceIndex, Timeouts};
 use crate::config::names::parse_changed_header;
 use crate::config::patterns::{parse_host_rule, parse_rewrite};
 use crate::config::read::{At, Map, all, listed};
 use crate::config::units::{self, parse_duration};
-use crate::config::words::{CHANGES, FORWARD, REWRITE, TIMEOUTS, nearest};
+use crate::config::words::{CHANGES, FORWARD, OTHERWISE, REWRITE, TIMEOUTS, nearest};
 
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
@@ -31,6 +31,10 @@ pub(super) fn forward(at: &At<'_>, path: &PathPattern, around: &Around) -> Optio
     let idempotent = map.or("idempotent", false, At::flag);
     let rewrite = map.or("rewrite", Rewrite::default(), |at| rewrite(at, path));
     let rate = map.maybe("rate", services::rate);
+    let otherwise = map.maybe("otherwise", |at| {
+        at.map(&OTHERWISE)?
+            .need("publish", |at| publish::otherwise(at, path, around))
+    });
     Some(Forward {
         to: to?,
         timeouts: timeouts?,
@@ -38,6 +42,7 @@ pub(super) fn forward(at: &At<'_>, path: &PathPattern, around: &Around) -> Optio
         idempotent: idempotent?,
         rewrite: rewrite?,
         rate: rate?,
+        otherwise: otherwise?.map(Box::new),
     })
 }
 

@@ -85,6 +85,27 @@ pub(super) fn publish(at: &At<'_>, path: &PathPattern, around: &Around) -> Optio
     body_fits(&map, &publish, around).then_some(publish)
 }
 
+/// Reads where a route's calls go that could not be sent: their verdicts must come back.
+pub(super) fn otherwise(at: &At<'_>, path: &PathPattern, around: &Around) -> Option<Publish> {
+    let mut publish = publish(at, path, around)?;
+    let map = at.map(&PUBLISH)?;
+    if around.replies == Some(false) {
+        at.error(
+            "a key is queued until the verdict on its last message, and that comes by a topic: add `kafka.replies`, such as `{service}.replies`",
+        );
+        return None;
+    }
+    if let (Track::None, Some(at)) = (publish.track, map.find("track")) {
+        at.error("a key is queued until the verdict on its last message: use `verdict` or `all`");
+        return None;
+    }
+    if publish.key.is_none() {
+        at.warning("without `key` a later call may overtake one that was queued");
+    }
+    publish.track = publish.track.max(Track::Verdict);
+    Some(publish)
+}
+
 /// Refuses what only a spool can do where there is none.
 fn spool_is_there(map: &Map<'_>, accept: Accept, around: &Around) -> Option<()> {
     if around.spool_max.is_some() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use serde::Serialize;
 
-use super::{Rate, ServiceIndex, duration, pairs, texts};
+use super::{Publish, Rate, ServiceIndex, duration, pairs, texts};
 
 /// Stands for `none`, where a phase has no end of its own.
 pub const ENDLESS: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
@@ -25,6 +25,8 @@ pub struct Forward {
     pub rewrite: Rewrite,
     /// Present: the route takes so many calls a second.
     pub rate: Option<Rate>,
+    /// Where calls go that could not be sent. It tracks verdicts.
+    pub otherwise: Option<Box<Publish>>,
 }
 
 /// The phases of one forwarded call. No phase may be longer than `whole`.

@@ -44,6 +44,29 @@ pub struct Forward {
     pub timing: Option<String>,
 }
 
+/// A call that has no answer.
+pub struct Failed {
+    /// Why.
+    pub error: Error,
+    /// The call, if none of it was sent. Its body is whole; its head is ready to be sent.
+    pub unsent: Option<Box<Call>>,
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            unsent: None,
+        }
+    }
+}
+
+impl From<Failed> for Error {
+    fn from(failed: Failed) -> Self {
+        failed.error
+    }
+}
+
 /// One service, or several that share the calls by weight.
 pub struct Split {
     /// Each with the sum of the weights up to it.
@@ -86,9 +109,9 @@ impl Forward {
     ///
     /// # Errors
     /// Where no answer began: the error of the last try that was sent, or else of the last one; [`Kind::Deadline`].
-    pub async fn call(&self, mut call: Box<Call>) -> Result<Response, Error> {
+    pub async fn call(&self, mut call: Box<Call>) -> Result<Response, Failed> {
         if let Some(answered) = ends_here(&mut call.request) {
-            return answered;
+            return answered.map_err(Failed::from);
         }
         let upstream = self.to.choose()?;
         let deadline = deadline::of(
@@ -101,13 +124,19 @@ impl Forward {
         {
             // Boxed: rare, and larger than the rest.
             let switching = self.switch(upstream, call, (crossing, wanted), deadline);
-            return Box::pin(switching).await;
+            return Box::pin(switching).await.map_err(Failed::from);
         }
         if call.request.method() == Method::CONNECT {
             let detail = "a tunnel is made for a CONNECT of HTTP/1.1 only";
-            return Err(Error::new(Kind::NotImplemented, detail));
+            return Err(Error::new(Kind::NotImplemented, detail).into());
         }
-        let place = upstream.enter(deadline).await?;
+        let place = match upstream.enter(deadline).await {
+            Ok(place) => place,
+            Err(error) => {
+                let unsent = Some(call);
+                return Err(Failed { error, unsent });
+            }
+        };
         let way = Way {
             upstream,
             call,
@@ -122,11 +151,14 @@ impl Forward {
                 let tried = trip.attempt(timer.as_mut()).await;
                 trip.over(&tried);
                 let Some(failure) = trip.failure(&tried) else {
-                    return self.relay(tried?, trip.way);
+                    return Ok(self.relay(tried?, trip.way)?);
                 };
                 let next = trip.next(failure, &tried);
                 if next == Next::GiveUp {
-                    return self.relay(trip.last(failure, tried)?, trip.way);
+                    return match trip.last(failure, tried) {
+                        Ok(answer) => Ok(self.relay(answer, trip.way)?),
+                        Err(error) => Err(trip.failed(error)),
+                    };
                 }
                 // Not held over the wait: the future would have the room for an answer twice.
                 trip.keep(failure, tried);

@@ -10,9 +10,9 @@ use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
-use super::Forward;
 use super::answer::Way;
 use super::source::Source;
+use super::{Failed, Forward};
 use crate::error::{self, Error, Kind, Side};
 use crate::pattern::deadline::{self, within};
 use crate::pattern::paced::Sent;
@@ -371,6 +371,15 @@ impl<'a> Trip<'a> {
         match self.kept.take() {
             Some(kept) if failure == Failure::Error(error::Retry::NeverSent) => kept.tried,
             _ => tried,
+        }
+    }
+
+    /// The call's end without an answer.
+    pub(super) fn failed(mut self, error: Error) -> Failed {
+        let unsent = self.sent == 0 && error.may_retry() == error::Retry::NeverSent && self.renew();
+        Failed {
+            error,
+            unsent: unsent.then_some(self.way.call),
         }
     }
 

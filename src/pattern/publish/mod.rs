@@ -32,10 +32,11 @@ use super::validate::{self, Check};
 use crate::body::Body;
 use crate::claims::{Claim, Stores};
 use crate::config::model::{ClaimIndex, HeaderRule, Publish as Rule, Survives, Track};
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Retry};
 use crate::kafka::producer::{Producer, PublishError};
 use crate::kafka::record::{self, ClaimRef, Message};
 use crate::messages::keys::{Keys, Promised};
+use crate::messages::queued::{Queued, Queueing};
 use crate::messages::{Origin, Timelines, id};
 use crate::service::{Call, Permit, Response};
 use crate::telemetry::metrics::{Metrics, Outcomes};
@@ -79,6 +80,8 @@ pub struct Publish {
     reply_from: Option<String>,
     sender: Arc<Sender>,
     refusals: Refusals,
+    /// Present where calls are queued that could not be forwarded.
+    queued: Option<Arc<Queued>>,
     meters: Meters,
     /// For the timelines of its messages.
     origin: Origin,
@@ -120,6 +123,7 @@ struct Ready {
     claim: Option<Claim>,
     /// Bytes that slimming saved.
     saved: usize,
+    queueing: Option<Queueing>,
     /// How long the caller would wait for the result.
     wait: Option<Duration>,
     permit: Option<Permit>,
@@ -169,6 +173,7 @@ impl Publish {
             origin: sender.timelines.origin(Some(route), &rule.topic),
             sender: Arc::clone(sender),
             refusals: Refusals::default(),
+            queued: None,
             meters: Meters {
                 replicated: accepted("replicated"),
                 spooled: accepted("spooled"),
@@ -181,6 +186,35 @@ impl Publish {
                 too_late: waits("too-late"),
             },
         })
+    }
+
+    /// Notes the key of each message there, until the receiver's verdict.
+    pub fn noting(self, queued: &Arc<Queued>) -> Self {
+        Self {
+            queued: Some(Arc::clone(queued)),
+            ..self
+        }
+    }
+
+    /// Whether an earlier message of the same key has no verdict yet. The call's body is read if the key is in it, and
+    /// put back whole.
+    ///
+    /// # Errors
+    /// The body is over the route's limit, or does not come in time.
+    pub async fn is_behind(&self, queued: &Queued, call: &mut Call) -> Result<bool, Error> {
+        let request = &mut call.request;
+        let mut body = Bytes::new();
+        if self.plan.reads_body() {
+            let unread = std::mem::take(request.body_mut());
+            body = self.read(unread, call.started).await?;
+            *request.body_mut() = Body::full(body.clone());
+        }
+        // A call without a key has no order.
+        let read = self
+            .plan
+            .read(&body, request.headers(), request.uri().path());
+        let key = read.ok().and_then(|(_, key)| key);
+        Ok(key.is_some_and(|key| queued.holds(&self.way.topic, &key)))
     }
 
     /// Publishes a call. The answer is a 202 only after the broker's acknowledgement or the spool's sync, or the receiver's
@@ -233,6 +267,7 @@ impl Publish {
             }
         };
         let draft = self.draft(&head, body).await?;
+        let queueing = self.begin_queueing(id, draft.key.as_ref())?;
         let span = spans.map(|spans| spans.sending(&trace, &self.way.topic, id));
         let own = span.as_ref().and_then(Open::trace);
         let trace = own.cloned().unwrap_or(trace);
@@ -264,18 +299,40 @@ impl Publish {
             span,
             claim: draft.claim.map(|(claim, _)| claim),
             saved: draft.saved,
+            queueing,
             wait,
             permit,
         }))
     }
 
+    fn begin_queueing(&self, id: Uuid, key: Option<&Bytes>) -> Result<Option<Queueing>, Error> {
+        let Some((queued, key)) = self.queued.as_ref().zip(key) else {
+            return Ok(None);
+        };
+        let queueing = queued.begin(&self.way.topic, key, id);
+        let full = || {
+            let detail = "as many calls are queued without a verdict as may be (`messages.max`)";
+            Error::new(Kind::Overloaded, detail).after(Duration::from_secs(1))
+        };
+        queueing.ok_or_else(full).map(Some)
+    }
+
     /// Waits until the message is promised, and tells what became of it.
     async fn keep(&self, ready: Ready) -> Result<Published, Error> {
-        let Ready { drafted, .. } = ready;
+        let Ready {
+            drafted, queueing, ..
+        } = ready;
         let (id, sent, bytes) = (drafted.id, drafted.sent, drafted.value.len());
         let promised = promise::keep(&self.sender, &self.way, drafted)
             .await
             .inspect_err(|error| self.refusals.note(error, bytes));
+        if let Err(error) = &promised
+            && error.may_retry() != Retry::NoAnswer
+        {
+            queueing.into_iter().for_each(Queueing::refused);
+        } else {
+            drop(queueing);
+        }
         self.tell((id, &ready.trace), ready.span, &promised);
         let promised = promised?;
         self.meters.seconds.record(sent.elapsed());

@@ -133,7 +133,10 @@ fn publishes(config: &Config) -> impl Iterator<Item = (String, &Publish)> {
             Pattern::Publish(publish) => {
                 Some((format!("outbound.routes[{index}].publish"), publish))
             }
-            Pattern::Forward(_) => None,
+            Pattern::Forward(forward) => {
+                let path = format!("outbound.routes[{index}].forward.otherwise.publish");
+                forward.otherwise.as_deref().map(|publish| (path, publish))
+            }
         })
 }
 
