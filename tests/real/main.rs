@@ -26,6 +26,7 @@ mod sidecar;
 mod answers;
 mod delivery;
 mod event;
+mod fallback;
 mod lanes;
 mod live;
 mod outage;
