@@ -168,6 +168,10 @@ struct TopicStatistics {
 struct PartitionStatistics {
     /// The last stable offset: behind it are only transactions that go on.
     ls_offset: i64,
+    /// The next to be fetched.
+    next_offset: i64,
+    /// Records that were fetched and not taken.
+    fetchq_cnt: i64,
 }
 
 /// The native client's callbacks: assignments, errors and its log.
@@ -225,6 +229,9 @@ impl Group {
             let ends = partitions.and_then(|all| all.get(&part.partition.to_string()));
             if let Some(ends) = ends.filter(|ends| ends.ls_offset >= 0) {
                 part.feed.shared.ends_at(ends.ls_offset);
+                if ends.fetchq_cnt == 0 && part.stash.is_empty() {
+                    part.feed.shared.passed(ends.next_offset);
+                }
             }
         }
     }

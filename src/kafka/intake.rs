@@ -208,18 +208,40 @@ struct Progress {
 impl Shared {
     /// False if the intake has ended.
     fn hand_out(&self, record: &Received) -> bool {
-        self.records.fetch_sub(1, Ordering::Relaxed);
+        let mut progress = self.lock();
+        let goes = !progress.ended;
+        if goes {
+            progress.tracker.started(record.offset);
+            progress.oldest_since.get_or_insert_with(Instant::now);
+        }
+        drop(progress);
+        // After that: a record that is neither waiting nor started would be passed over by `passed`.
+        self.records.fetch_sub(1, Ordering::Release);
         self.bytes.fetch_sub(record.bytes(), Ordering::Relaxed);
-        if self.full.swap(false, Ordering::AcqRel) {
+        // Not for each record: two threads that wake each other in turn cost more than all the rest of a delivery.
+        if self.full.load(Ordering::Acquire)
+            && self.is_low()
+            && self.full.swap(false, Ordering::AcqRel)
+        {
             self.waker.wake();
         }
+        goes
+    }
+
+    /// Notes that every record before this offset was put into this intake: what else lies there is none, but the mark
+    /// of a transaction.
+    pub(super) fn passed(&self, offset: i64) {
         let mut progress = self.lock();
-        if progress.ended {
-            return false;
+        let waiting = self.records.load(Ordering::Acquire) > 0;
+        if !progress.ended && !waiting && progress.tracker.unended() == 0 {
+            progress.tracker.passed(offset);
         }
-        progress.tracker.started(record.offset);
-        progress.oldest_since.get_or_insert_with(Instant::now);
-        true
+    }
+
+    /// Whether half of it is free again.
+    fn is_low(&self) -> bool {
+        let (records, bytes) = self.waiting();
+        records == 0 || (records <= INTAKE_RECORDS_MAX / 2 && bytes <= INTAKE_BYTES_MAX / 2)
     }
 
     fn done(&self, offset: i64) {

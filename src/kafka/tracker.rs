@@ -32,6 +32,16 @@ impl Tracker {
         }
     }
 
+    /// Notes that there is no further record before this offset, while all that were handed out have ended. The marks of
+    /// transactions take offsets and are no records.
+    pub fn passed(&mut self, offset: i64) {
+        let behind = self.last.is_some_and(|last| last + 1 < offset);
+        if behind && self.unended == 0 {
+            self.last = Some(offset - 1);
+            self.next = Some(offset);
+        }
+    }
+
     /// Notes that a record's verdict is final, and returns the offset to commit if that moved it. Unknown offsets and
     /// second answers change nothing.
     pub fn ended(&mut self, offset: i64) -> Option<i64> {
@@ -89,6 +99,8 @@ mod tests {
     struct Naive {
         started: Vec<i64>,
         ended: Vec<i64>,
+        /// Where a mark lay behind them all.
+        passed: Option<i64>,
     }
 
     impl Naive {
@@ -101,7 +113,7 @@ mod tests {
             match stuck {
                 Some(offset) if offset == first => None,
                 Some(offset) => Some(*offset),
-                None => self.started.last().map(|last| last + 1),
+                None => self.passed.max(self.started.last().map(|last| last + 1)),
             }
         }
     }
@@ -134,10 +146,74 @@ mod tests {
                         "a second answer changes nothing"
                     );
                 }
+                if open.is_empty() && random.u8(0..4) == 0 {
+                    // A mark of a transaction behind the last record.
+                    offset += random.i64(1..3);
+                    tracker.passed(offset + 1);
+                    naive.passed = Some(offset + 1);
+                }
                 assert_eq!(tracker.next(), naive.next(), "seed {seed}, step {step}");
                 assert_eq!(tracker.unended(), open.len());
                 assert_eq!(tracker.oldest(), open.iter().min().copied());
             }
+        }
+    }
+
+    /// A partition that is taken away and comes back at random, with answers that come after that.
+    #[test]
+    fn no_commit_passes_a_record_that_has_not_ended_whoever_had_it() {
+        for seed in 0..200 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            // Compaction and transactions leave gaps.
+            let mut at = random.i64(0..1000);
+            let mut gap = || {
+                if random.u8(0..4) == 0 {
+                    random.i64(2..9)
+                } else {
+                    1
+                }
+            };
+            let log: Vec<i64> = (0..200)
+                .map(|_| {
+                    at += gap();
+                    at
+                })
+                .collect();
+            let mut ended = Vec::new();
+            let (mut tracker, mut committed, mut read) = (Tracker::default(), None::<i64>, 0);
+            let mut open = Vec::new();
+            while ended.len() < log.len() {
+                match random.u8(0..20) {
+                    0 => {
+                        // What is under way may end until the assignment does, and not after.
+                        committed = committed.max(tracker.next());
+                        tracker = Tracker::default();
+                        open.clear();
+                        let from = committed.unwrap_or_default();
+                        read = log.partition_point(|offset| *offset < from);
+                        ended.retain(|offset| *offset < from);
+                    }
+                    1..=10 if read < log.len() && open.len() < 30 => {
+                        tracker.started(log[read]);
+                        open.push(log[read]);
+                        read += 1;
+                    }
+                    _ if !open.is_empty() => {
+                        let offset = open.swap_remove(random.usize(0..open.len()));
+                        tracker.ended(offset);
+                        ended.push(offset);
+                    }
+                    _ => {}
+                }
+                let reached = committed.max(tracker.next()).unwrap_or_default();
+                let passed = log.iter().filter(|offset| **offset < reached);
+                assert!(
+                    passed.clone().all(|offset| ended.contains(offset)),
+                    "seed {seed}: {reached} is beyond what has not ended"
+                );
+                assert!(committed <= Some(reached), "seed {seed}: never back");
+            }
+            assert_eq!(tracker.next(), log.last().map(|last| last + 1));
         }
     }
 
@@ -150,6 +226,23 @@ mod tests {
             [None; 3]
         );
         assert_eq!(tracker.ended(10), Some(14));
+    }
+
+    #[test]
+    fn what_is_no_record_is_passed_only_when_nothing_is_open() {
+        let mut tracker = Tracker::default();
+        tracker.passed(7);
+        assert_eq!(tracker.next(), None, "nothing was read here");
+        tracker.started(7);
+        tracker.passed(9);
+        assert_eq!(tracker.next(), None);
+        assert_eq!(tracker.ended(7), Some(8));
+        tracker.passed(9);
+        assert_eq!(tracker.next(), Some(9));
+        tracker.passed(8);
+        assert_eq!(tracker.next(), Some(9), "never back");
+        tracker.started(9);
+        assert_eq!(tracker.ended(9), Some(10));
     }
 
     #[test]

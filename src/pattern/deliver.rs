@@ -227,7 +227,8 @@ impl Deliver {
             return Ok(delivery.body.clone());
         }
         let reference = self.reference(delivery, claim)?;
-        let whole = self.hydrate.whole(&reference, trace).await?;
+        // Boxed: rare, and larger than all the rest, which every delivery pays for.
+        let whole = Box::pin(self.hydrate.whole(&reference, trace)).await?;
         tracing::debug!(id = %delivery.id, origin = reference.origin, bytes = whole.len(), trace = trace.id(), "message hydrated");
         if let Ok(digest) = HeaderValue::from_str(&digest_text(&claim.digest)) {
             headers.insert(REPR_DIGEST, digest);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::SemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, SemaphorePermit};
 use tokio::time::{Instant, sleep};
 
 use super::gate::{Change, Gate, Shut, Sign};
@@ -52,6 +52,8 @@ struct Course<'a> {
     made: u32,
     /// Attempts that did not reach the app, one after another: they do not count.
     missed: u32,
+    /// The first attempt's place among the deliveries.
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Course<'_> {
@@ -61,8 +63,13 @@ impl Course<'_> {
 }
 
 impl Subscription {
-    /// Carries one message to its final verdict.
-    pub(super) async fn message(&self, part: &Part, received: &Arc<Received>) -> Ending {
+    /// Carries one message to its final verdict. It may come with a place among the deliveries.
+    pub(super) async fn message(
+        &self,
+        part: &Part,
+        received: &Arc<Received>,
+        place: Option<OwnedSemaphorePermit>,
+    ) -> Ending {
         let delivery = read(received);
         if received.unread > 0 {
             self.meters.unread.increment(received.unread as u64);
@@ -86,6 +93,7 @@ impl Subscription {
             first: SystemTime::now(),
             made: 0,
             missed: 0,
+            place,
         };
         match self.carry(part, &mut course).await {
             Ok(End::Done) => {
@@ -118,6 +126,7 @@ impl Subscription {
 
     async fn carry(&self, part: &Part, course: &mut Course<'_>) -> Result<End, Revoked> {
         if part.lanes().is_quarantined(course.received.key.as_ref()) {
+            drop(course.place.take());
             return self.bury(part, course, Grave::quarantined()).await;
         }
         // Held while this message finds out whether the app is back.
@@ -221,26 +230,14 @@ impl Subscription {
     async fn attempt<'s>(
         &'s self,
         part: &Part,
-        course: &Course<'_>,
+        course: &mut Course<'_>,
         probe: &mut Option<SemaphorePermit<'s>>,
     ) -> Result<Attempted, Revoked> {
-        let turn = async {
-            if probe.is_none() {
-                *probe = self.gate.pass().await;
-            }
-            // The semaphore is never closed, so there is always a place in the end.
-            self.places.acquire().await
-        };
-        let barred = async {
-            part.assigned.revoked().await;
-            self.gate.shuts().await;
-        };
         let offset = course.received.offset;
-        let _place = tokio::select! {
-            biased;
-            () = part.stops(offset) => return Err(Revoked),
-            () = barred => return Err(Revoked),
-            place = turn => place,
+        let goes = part.may_begin(offset) && self.gate.shut().is_none();
+        let _place = match course.place.take().filter(|_| goes) {
+            Some(place) => place,
+            None => self.place(part, offset, probe).await?,
         };
         part.lanes().tries(offset);
         let (received, delivery, number) = (course.received, course.delivery, course.made + 1);
@@ -277,6 +274,32 @@ impl Subscription {
             });
         }
         Ok(attempted)
+    }
+
+    /// Waits for a place, and until the app is well.
+    async fn place<'s>(
+        &'s self,
+        part: &Part,
+        offset: i64,
+        probe: &mut Option<SemaphorePermit<'s>>,
+    ) -> Result<OwnedSemaphorePermit, Revoked> {
+        let turn = async {
+            if probe.is_none() {
+                *probe = self.gate.pass().await;
+            }
+            Arc::clone(&self.places).acquire_owned().await
+        };
+        let barred = async {
+            part.assigned.revoked().await;
+            self.gate.shuts().await;
+        };
+        tokio::select! {
+            biased;
+            () = part.stops(offset) => Err(Revoked),
+            () = barred => Err(Revoked),
+            // The semaphore is never closed, so there is always a place in the end.
+            place = turn => place.map_err(|_| Revoked),
+        }
     }
 
     fn span(

@@ -17,11 +17,12 @@ mod part;
 mod seen;
 mod state;
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -59,7 +60,7 @@ pub struct Subscription {
     /// For the timelines of its messages.
     origin: Origin,
     /// Deliveries at the same time, over all partitions.
-    places: Semaphore,
+    places: Arc<Semaphore>,
     gate: Gate,
     seen: Option<Seen>,
     /// The partitions that are assigned.
@@ -90,19 +91,25 @@ struct Meters {
 }
 
 /// Counts one thing while it lasts.
-struct Counted<'a>(&'a Gauge);
+struct Counted(Gauge);
 
-impl<'a> Counted<'a> {
-    fn new(gauge: &'a Gauge) -> Self {
+impl Counted {
+    fn new(gauge: &Gauge) -> Self {
         gauge.increment(1.0);
-        Self(gauge)
+        Self(gauge.clone())
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.decrement(1.0);
     }
+}
+
+/// A message that may begin.
+struct Waiting {
+    received: Arc<Received>,
+    unfinished: Counted,
 }
 
 /// Where a subscription leaves what it sees.
@@ -148,7 +155,7 @@ impl Subscription {
             )
         };
         Arc::new(Self {
-            places: Semaphore::new(rule.concurrency),
+            places: Arc::new(Semaphore::new(rule.concurrency)),
             gate: Gate::new(),
             seen: rule.dedupe.map(Seen::new),
             parts: Mutex::default(),
@@ -191,58 +198,71 @@ impl Subscription {
     pub async fn run(self: Arc<Self>, mut intake: Intake) {
         let _open = Counted::new(&self.meters.partitions);
         let part = self.open(&intake);
-        let mut running = JoinSet::new();
-        let mut held = false;
-        loop {
+        // Those that may begin wait here for a place, not each in a task of its own.
+        let (mut ready, mut running) = (VecDeque::new(), JoinSet::new());
+        let (mut taking, mut held) = (true, false);
+        while taking || !ready.is_empty() || !running.is_empty() {
             let room = self.room(&part);
             if room.held && !held && self.rule.window.full == Full::Wait {
                 self.meters.window_full.increment(1);
             }
             held = room.held;
-            let full = room.full;
             tokio::select! {
                 biased;
                 Some(ended) = running.join_next() => {
-                    if let Some(next) = part.ended(ended) {
-                        self.start(&part, next, &mut running);
+                    ready.extend(part.ended(ended).map(|next| self.waiting(next)));
+                }
+                Ok(place) = Arc::clone(&self.places).acquire_owned(), if !ready.is_empty() => {
+                    if let Some(next) = ready.pop_front() {
+                        self.start(&part, next, place, &mut running);
                     }
                 }
-                received = intake.next(), if !full => match received {
-                    None => break,
+                received = intake.next(), if taking && !room.full => match received {
+                    None => taking = false,
                     Some(received) => {
                         let begins = part.lanes().take(Arc::new(received));
-                        if let Some(begins) = begins {
-                            self.start(&part, begins, &mut running);
-                        }
+                        ready.extend(begins.map(|begins| self.waiting(begins)));
                     }
                 },
-                () = part.assigned.revoked(), if full => break,
-                () = part.parks(), if full => {}
+                () = part.assigned.revoked(), if taking && room.full => taking = false,
+                () = part.parks(), if taking && room.full => {}
+                () = part.assigned.over(), if !taking => ready.clear(),
             }
-        }
-        part.stop();
-        while let Some(ended) = running.join_next().await {
-            let next = part.ended(ended);
-            if let Some(next) = next.filter(|next| part.may_begin(next.offset)) {
-                self.start(&part, next, &mut running);
+            if !taking {
+                part.stop();
+                ready.retain(|waiting: &Waiting| part.may_begin(waiting.received.offset));
             }
         }
         self.parts().retain(|known| !Arc::ptr_eq(known, &part));
     }
 
+    fn waiting(&self, received: Arc<Received>) -> Waiting {
+        Waiting {
+            received,
+            unfinished: Counted::new(&self.meters.unfinished),
+        }
+    }
+
     fn start(
         self: &Arc<Self>,
         part: &Arc<Part>,
-        received: Arc<Received>,
+        waiting: Waiting,
+        place: OwnedSemaphorePermit,
         running: &mut JoinSet<(i64, Ending)>,
     ) {
         let (own, part) = (Arc::clone(self), Arc::clone(part));
         running.spawn(async move {
-            let _unfinished = Counted::new(&own.meters.unfinished);
+            let Waiting {
+                received,
+                unfinished: _until_the_end,
+            } = waiting;
             let offset = received.offset;
+            let mut place = Some(place);
             loop {
-                // A defect must not end the partition: nobody would deliver it until a rebalance.
-                match lifecycle::catch(own.message(&part, &received)).await {
+                // A defect must not end the partition: nobody would deliver it until a rebalance. Boxed, since a task's
+                // future is moved nine times before it runs.
+                let message = own.message(&part, &received, place.take());
+                match Box::pin(lifecycle::catch(message)).await {
                     Ok(ending) => return (offset, ending),
                     Err(panic) => {
                         own.meters.panics.increment(1);
