@@ -58,10 +58,11 @@ pub(super) struct Group {
 
 impl Consumers {
     /// Makes the groups that run those of a configuration. Groups whose rules did not change go on; the others are
-    /// started beside the old ones, which then finish and leave, so that the broker hands their partitions over.
+    /// started beside the old ones, which then finish and leave, so that the broker hands their partitions over. Static
+    /// members are started after the old ones have gone: two of one `group.instance.id` would fence each other (KIP-345).
     ///
     /// # Errors
-    /// A group does not start; everything is then as it was.
+    /// A group does not start; everything is then as it was, but static members.
     pub(super) async fn apply(&self, config: &Config) -> Result<(), BuildError> {
         let wanted = by_group(&config.subscriptions);
         let changed = |who: &Who, rules: &[Rule]| {
@@ -73,6 +74,9 @@ impl Consumers {
         let mut started = Vec::new();
         for (who, rules) in &wanted {
             if changed(who, rules) {
+                if self.is_static() {
+                    self.leave_first(who).await;
+                }
                 let consumer = self.start(config, who, rules).await?;
                 started.push(Group {
                     who: who.clone(),
@@ -94,6 +98,26 @@ impl Consumers {
         };
         drop(timeout(HANDOVER, all_left).await);
         Ok(())
+    }
+
+    /// Whether members of groups have names that outlive them.
+    fn is_static(&self) -> bool {
+        let broker = self.parts.broker.as_ref();
+        let mut properties = broker.iter().flat_map(|broker| &broker.kafka.properties);
+        properties.any(|(name, _)| name == "group.instance.id")
+    }
+
+    /// Ends the group that is to be replaced, and waits for that.
+    async fn leave_first(&self, who: &Who) {
+        let old = {
+            let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
+            let at = groups.iter().position(|group| group.who == *who);
+            at.map(|at| groups.swap_remove(at))
+        };
+        if let Some(old) = old {
+            // An error means that it has gone.
+            drop(self.let_go(old).await);
+        }
     }
 
     /// Lets a replaced group finish in the background; the receiver ends with it.
