@@ -16,6 +16,7 @@ use crate::sidecar::Sidecar;
 use crate::support::app::{Answer, App};
 use crate::support::client::post;
 use crate::support::eventually::eventually;
+use crate::support::kafka::Kafka;
 use crate::support::process::announce;
 
 const LONG: Duration = Duration::from_secs(120);
@@ -70,12 +71,8 @@ async fn write(door: SocketAddr, key: usize, told: Arc<Mutex<Told>>, stop: Arc<A
     }
 }
 
-#[tokio::test]
-async fn a_receiver_that_is_down_gets_everything_later_in_each_keys_order() {
-    let Some(kafka) = broker().await else { return };
-    kafka.make_topic("charges", 4).await;
-    kafka.make_topic("charges.replies", 1).await;
-    let app = App::by(|_| Answer::ok().after(Duration::from_millis(2))).await;
+/// A sidecar that forwards and queues, and one that takes both, beside the app.
+async fn pair(kafka: &Kafka, app: &App) -> (Sidecar, Sidecar) {
     let kafka = format!(
         "kafka:
   brokers: [\"{}\"]
@@ -84,7 +81,7 @@ async fn a_receiver_that_is_down_gets_everything_later_in_each_keys_order() {
         kafka.address()
     );
     let inbound = App::nowhere();
-    let mut billing = Sidecar::run(&format!(
+    let billing = format!(
         "
 service: billing
 app: {}
@@ -94,9 +91,8 @@ subscriptions:
 {kafka}
 ",
         app.address
-    ))
-    .await;
-    let orders = Sidecar::run(&format!(
+    );
+    let orders = format!(
         "
 service: orders
 outbound:
@@ -109,8 +105,41 @@ services:
   billing: {{ addresses: [\"{inbound}\"] }}
 {kafka}
 "
-    ))
-    .await;
+    );
+    (Sidecar::run(&orders).await, Sidecar::run(&billing).await)
+}
+
+/// How many calls were taken and never came, and how many keys came out of order.
+fn compared(told: &Told, app: &App) -> (usize, usize) {
+    let mut came: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
+    for call in app.seen() {
+        let body = call.json();
+        let key = body["key"]
+            .as_str()
+            .and_then(|key| key.strip_prefix("key-"));
+        let key = key.and_then(|key| key.parse().ok()).expect("a key");
+        let n = body["n"].as_u64().expect("a number");
+        let of_its_key = came.entry(key).or_default();
+        // What was under way when the receiver was killed comes twice.
+        if !of_its_key.contains(&n) {
+            of_its_key.push(n);
+        }
+    }
+    let lost = told.taken.iter().map(|(key, taken)| {
+        let came: BTreeSet<u64> = came.get(key).into_iter().flatten().copied().collect();
+        taken.difference(&came).count()
+    });
+    let disordered = came.values().filter(|order| !order.is_sorted());
+    (lost.sum(), disordered.count())
+}
+
+#[tokio::test]
+async fn a_receiver_that_is_down_gets_everything_later_in_each_keys_order() {
+    let Some(kafka) = broker().await else { return };
+    kafka.make_topic("charges", 4).await;
+    kafka.make_topic("charges.replies", 1).await;
+    let app = App::by(|_| Answer::ok().after(Duration::from_millis(2))).await;
+    let (orders, mut billing) = pair(kafka, &app).await;
     eventually("the replies are read", LONG, async || {
         (orders.metric("wayside_replies_reading").await > 0.0).then_some(())
     })
@@ -147,29 +176,7 @@ services:
     }
 
     let told = told.lock().expect("unpoisoned");
-    let mut came: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
-    for call in app.seen() {
-        let body = call.json();
-        let key = body["key"]
-            .as_str()
-            .and_then(|key| key.strip_prefix("key-"));
-        let key = key.and_then(|key| key.parse().ok()).expect("a key");
-        let n = body["n"].as_u64().expect("a number");
-        let of_its_key = came.entry(key).or_default();
-        // What was under way when the receiver was killed comes twice.
-        if !of_its_key.contains(&n) {
-            of_its_key.push(n);
-        }
-    }
-    let disordered = came.values().filter(|order| !order.is_sorted()).count();
-    let lost: usize = told
-        .taken
-        .iter()
-        .map(|(key, taken)| {
-            let came: BTreeSet<u64> = came.get(key).into_iter().flatten().copied().collect();
-            taken.difference(&came).count()
-        })
-        .sum();
+    let (lost, disordered) = compared(&told, &app);
     announce(&format!(
         "real: fallback: down for {:?}, {KEYS} keys: {} direct, {} queued, {} sent as it went; {lost} lost, {disordered} keys out of order",
         down(),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -290,4 +291,96 @@ async fn an_app_that_is_down_for_longer_than_a_poll_may_take_costs_neither_parti
     assert_eq!(app.count(), 400, "each once");
     assert_eq!(ledger.lock().expect("unpoisoned").disorder, [0; 0]);
     assert!(kafka.read("asleep.dead").await.is_empty());
+}
+
+#[tokio::test]
+async fn a_static_member_that_is_restarted_or_reloaded_gets_its_own_partitions_and_moves_no_others()
+{
+    let Some(kafka) = broker().await else { return };
+    let app = App::by(|_| Answer::ok().after(Duration::from_millis(5))).await;
+    kafka.make_topic("static", 4).await;
+    let member = |name: &str| {
+        let file = line::billing(kafka, "static", app.address, "concurrency: 4");
+        let long = format!("session.timeout.ms: \"20000\", group.instance.id: {name}");
+        file.replace("session.timeout.ms: \"2000\"", &long)
+    };
+    let mut one = Sidecar::run(&member("one")).await;
+    let two = Sidecar::run(&member("two")).await;
+    eventually("each has its half", LONG, async || {
+        ((partitions(&one).await, partitions(&two).await) == (2.0, 2.0)).then_some(())
+    })
+    .await;
+    let two_keeps = async |what: &str, one: &Sidecar| {
+        eventually(what, LONG, async || {
+            assert_eq!(partitions(&two).await, 2.0, "{what}");
+            (partitions(one).await == 2.0).then_some(())
+        })
+        .await;
+    };
+    assert_eq!(one.terminate().await.code(), Some(0));
+    one.start_again().await;
+    two_keeps("the restarted one has its own again", &one).await;
+    let file = one.folder().join("wayside.yaml");
+    let text = std::fs::read_to_string(&file).expect("its file");
+    let changed = text.replace("concurrency: 4", "concurrency: 5");
+    std::fs::write(&file, changed).expect("its folder can be written");
+    eventually("it has read its file again", LONG, async || {
+        assert_eq!(partitions(&two).await, 2.0, "nobody is moved");
+        one.log().contains("reloaded").then_some(())
+    })
+    .await;
+    two_keeps("the reloaded one has its own again", &one).await;
+    let log = one.log().to_lowercase();
+    assert!(!log.contains("fenced"), "{log}");
+    kafka
+        .produce_by_java("static", "a|{}\nb|{}\nc|{}\nd|{}\ne|{}\nf|{}\n")
+        .await;
+    kafka.wait_for_no_lag("static", "static", 6).await;
+}
+
+#[tokio::test]
+async fn a_backlog_takes_no_more_memory_than_its_budget() {
+    /// Records of 4 KiB: 80 MiB.
+    const RECORDS: usize = 20_000;
+    /// In MiB: `window.bytes`, and of each of the four partitions what is fetched (2) and what is handed over (1).
+    const BUDGET: u64 = 4 + 4 * 3;
+    let Some(kafka) = broker().await else { return };
+    let well = Arc::new(AtomicBool::new(false));
+    let app = {
+        let well = Arc::clone(&well);
+        App::by(move |_| match well.load(Ordering::Relaxed) {
+            true => Answer::ok(),
+            false => Answer::status(503),
+        })
+        .await
+    };
+    let more = "deliver: { path: /events }\n    window: { bytes: 4MiB }\n    retry: { backoff: 100ms..500ms }";
+    kafka.make_topic("backlog", 4).await;
+    let sidecar = Sidecar::run(&line::billing(kafka, "backlog", app.address, more)).await;
+    all_partitions(&sidecar).await;
+    let before = sidecar.resident();
+    let value = "x".repeat(4096);
+    let lines: String = (0..RECORDS).map(|n| format!("{n}|{value}\n")).collect();
+    kafka.produce_by_java("backlog", &lines).await;
+    eventually("every lane that has room waits", LONG, async || {
+        (sidecar.metric("wayside_lanes_parked").await >= 64.0).then_some(())
+    })
+    .await;
+    let mut most = 0;
+    let since = Instant::now();
+    eventually("it stays so for some seconds", LONG, async || {
+        most = most.max(sidecar.resident());
+        (since.elapsed() > Duration::from_secs(5)).then_some(())
+    })
+    .await;
+    well.store(true, Ordering::Relaxed);
+    kafka.wait_for_no_lag("backlog", "backlog", RECORDS).await;
+    most = most.max(sidecar.resident());
+    let grown = most.saturating_sub(before) >> 20;
+    announce(&format!(
+        "real: a backlog of 80 MiB: {} MiB before, {grown} MiB more at most, of a budget of {BUDGET}",
+        before >> 20
+    ));
+    // The allocators round up, and keep what they had.
+    assert!(grown <= 3 * BUDGET, "{grown} MiB");
 }

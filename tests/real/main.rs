@@ -24,6 +24,7 @@ mod line;
 mod sidecar;
 
 mod answers;
+mod dead_letters;
 mod delivery;
 mod event;
 mod fallback;

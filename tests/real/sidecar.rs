@@ -86,6 +86,17 @@ impl Sidecar {
         self.process.pid()
     }
 
+    /// Bytes of memory that it has.
+    pub(crate) fn resident(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()));
+        let status = status.expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        1024 * kib
+            .and_then(|kib| kib.parse::<u64>().ok())
+            .expect("Linux tells")
+    }
+
     /// What it logged since its last start.
     pub(crate) fn log(&self) -> String {
         self.process.stderr()
