@@ -21,13 +21,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle};
 use tokio::time::sleep;
+
+const BODY_MAX: usize = 1024 * 1024;
 
 struct App {
     delay: Duration,
@@ -85,13 +87,19 @@ impl App {
         if request.method() != Method::POST {
             return status(StatusCode::NOT_FOUND);
         }
-        let Ok(body) = request.into_body().collect().await else {
-            return status(StatusCode::BAD_REQUEST);
-        };
+        let (mut request, mut body) = (request.into_body(), Vec::new());
+        while let Some(frame) = request.frame().await {
+            match frame.map(Frame::into_data) {
+                Ok(Ok(data)) if body.len() + data.len() <= BODY_MAX => {
+                    body.extend_from_slice(&data)
+                }
+                Ok(Err(_trailers)) => {}
+                _ => return status(StatusCode::BAD_REQUEST),
+            }
+        }
         if !self.delay.is_zero() {
             sleep(self.delay).await;
         }
-        let body = body.to_bytes();
         let ill = self.poison.as_ref().is_some_and(|poison| {
             let mut places = body.windows(poison.len());
             places.any(|place| place == poison.as_bytes())
