@@ -446,7 +446,11 @@ mod tests {
 
     #[test]
     fn a_misplaced_key_has_its_sections_named() {
-        assert_eq!(sections_with("key_missing"), ["outbound.routes[].publish"]);
+        let both = [
+            "outbound.routes[].forward.otherwise.publish",
+            "outbound.routes[].publish",
+        ];
+        assert_eq!(sections_with("key_missing"), both);
         assert_eq!(sections_with("drain"), [""]);
         assert!(sections_with("listen").is_empty(), "four sections have it");
         assert!(sections_with("nonsense").is_empty());
