@@ -62,6 +62,9 @@ const RECORD_BYTES_RANGE: (usize, usize) = (2 * 1024 * 1024, 1_000_000_000);
 /// Records that may wait in the producer.
 pub(super) const QUEUE_RECORDS_MAX: usize = 50_000;
 
+/// What a static member of a group is called.
+const INSTANCE: &str = "group.instance.id";
+
 /// Properties on which a promise rests, each with the place that decides it instead.
 const RESERVED: &[(&str, &str)] = &[
     ("bootstrap.servers", "kafka.brokers decides it"),
@@ -191,6 +194,20 @@ pub(super) fn consumer_config(
     Ok(config)
 }
 
+/// The same for a member of the group, which may have a name that outlives it (KIP-345).
+pub(super) fn member_config(
+    kafka: &Kafka,
+    bootstrap: &Bootstrap,
+    group: &str,
+) -> Result<ClientConfig, SetupError> {
+    let mut config = consumer_config(kafka, bootstrap, group)?;
+    let mut properties = kafka.properties.iter();
+    if let Some((name, value)) = properties.find(|(name, _)| name == INSTANCE) {
+        config.set(name, value.reveal());
+    }
+    Ok(config)
+}
+
 /// The message of a client that could not be made, without any value.
 pub(super) fn client_error(error: KafkaError, redactor: &Redactor) -> SetupError {
     match error {
@@ -216,7 +233,10 @@ fn apply(config: &mut ClientConfig, kafka: &Kafka) -> Result<(), SetupError> {
         if let Some(refused) = refusal(name, value.reveal()) {
             return Err(refused);
         }
-        config.set(name, value.reveal());
+        // Of the clients only members of a group have this name.
+        if name != INSTANCE {
+            config.set(name, value.reveal());
+        }
     }
     if config.get("debug").is_some() {
         config.set_log_level(RDKafkaLogLevel::Debug);

@@ -200,10 +200,15 @@ impl Worker {
             reporter: Reporter::new(&self.group, redactor.clone()),
             native: OnceLock::new(),
         };
-        let mut config = client::consumer_config(&self.kafka, bootstrap, &self.group)?;
-        if self.sharing == Sharing::Broadcast {
-            config.set("enable.auto.commit", "false");
-        }
+        let (kafka, name) = (&self.kafka, self.group.as_str());
+        let config = match self.sharing {
+            Sharing::Group => client::member_config(kafka, bootstrap, name)?,
+            Sharing::Broadcast => {
+                let mut config = client::consumer_config(kafka, bootstrap, name)?;
+                config.set("enable.auto.commit", "false");
+                config
+            }
+        };
         let mut native: Native = config
             .create_with_context(group)
             .map_err(|error| client::client_error(error, &redactor))?;

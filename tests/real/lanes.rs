@@ -300,9 +300,15 @@ async fn a_static_member_that_is_restarted_or_reloaded_gets_its_own_partitions_a
     let app = App::by(|_| Answer::ok().after(Duration::from_millis(5))).await;
     kafka.make_topic("static", 4).await;
     let member = |name: &str| {
-        let file = line::billing(kafka, "static", app.address, "concurrency: 4");
+        let file = line::billing(
+            kafka,
+            "static",
+            app.address,
+            "deliver: { path: /events }\n    concurrency: 4",
+        );
         let long = format!("session.timeout.ms: \"20000\", group.instance.id: {name}");
         file.replace("session.timeout.ms: \"2000\"", &long)
+            .replace("6000", "30000")
     };
     let mut one = Sidecar::run(&member("one")).await;
     let two = Sidecar::run(&member("two")).await;

@@ -17,11 +17,10 @@ const PROPERTIES_MAX: usize = 200;
 const QUEUE_DEFAULT: u64 = 32 << 20;
 
 /// Properties that would break a promise if a file could set them, and what to do instead.
-const OURS: [(&str, &str); 20] = [
+const OURS: [(&str, &str); 19] = [
     ("bootstrap.servers", "use `kafka.brokers`"),
     ("metadata.broker.list", "use `kafka.brokers`"),
     ("group.id", "use `group` of the subscription"),
-    ("group.instance.id", "Wayside names its own consumers"),
     ("group.protocol", "Wayside needs the classic protocol"),
     (
         "partition.assignment.strategy",
