@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::live::{self, Live};
 use super::parts::{Broker, BuildError, Parts};
 use crate::config::model::{Config, Subscription as Rule};
+use crate::kafka::all::Positions;
 use crate::kafka::consumer::{Consumer, Sharing, StopError};
 use crate::lifecycle::{self, Workers};
 use crate::listen::subscription::{Records, Subscription};
@@ -58,11 +59,12 @@ pub(super) struct Group {
 
 impl Consumers {
     /// Makes the groups that run those of a configuration. Groups whose rules did not change go on; the others are
-    /// started beside the old ones, which then finish and leave, so that the broker hands their partitions over. Static
-    /// members are started after the old ones have gone: two of one `group.instance.id` would fence each other (KIP-345).
+    /// started beside the old ones, which then finish and leave, so that the broker hands their partitions over. Two kinds
+    /// are started after the old ones have gone: static members, of which two of one `group.instance.id` would fence each
+    /// other (KIP-345), and broadcasts, which go on where the old one stopped.
     ///
     /// # Errors
-    /// A group does not start; everything is then as it was, but static members.
+    /// A group does not start; everything is then as it was, but for those two kinds.
     pub(super) async fn apply(&self, config: &Config) -> Result<(), BuildError> {
         let wanted = by_group(&config.subscriptions);
         let changed = |who: &Who, rules: &[Rule]| {
@@ -74,10 +76,11 @@ impl Consumers {
         let mut started = Vec::new();
         for (who, rules) in &wanted {
             if changed(who, rules) {
-                if self.is_static() {
-                    self.leave_first(who).await;
-                }
-                let consumer = self.start(config, who, rules).await?;
+                let from = match who.1 == Sharing::Broadcast || self.is_static() {
+                    true => self.leave_first(who).await,
+                    false => Positions::new(),
+                };
+                let consumer = self.start(config, who, rules, from).await?;
                 started.push(Group {
                     who: who.clone(),
                     rules: rules.clone(),
@@ -107,17 +110,20 @@ impl Consumers {
         properties.any(|(name, _)| name == "group.instance.id")
     }
 
-    /// Ends the group that is to be replaced, and waits for that.
-    async fn leave_first(&self, who: &Who) {
+    /// Ends the group that is to be replaced, waits for that, and says where a broadcast stopped.
+    async fn leave_first(&self, who: &Who) -> Positions {
         let old = {
             let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
             let at = groups.iter().position(|group| group.who == *who);
             at.map(|at| groups.swap_remove(at))
         };
-        if let Some(old) = old {
-            // An error means that it has gone.
-            drop(self.let_go(old).await);
-        }
+        let Some(old) = old else {
+            return Positions::new();
+        };
+        let positions = old.consumer.positions();
+        // An error means that it has gone.
+        drop(self.let_go(old).await);
+        positions.get().cloned().unwrap_or_default()
     }
 
     /// Lets a replaced group finish in the background; the receiver ends with it.
@@ -166,6 +172,7 @@ impl Consumers {
         config: &Config,
         (group, sharing): &Who,
         rules: &[Rule],
+        from: Positions,
     ) -> Result<Consumer, BuildError> {
         let (Some(broker), Some(receipts), Some(_)) =
             (&self.parts.broker, &self.receipts, &config.app)
@@ -184,7 +191,7 @@ impl Consumers {
         let consumer = Consumer::start(
             &broker.kafka,
             &broker.bootstrap,
-            (group, *sharing),
+            (group, *sharing, from),
             topics,
             move |intake| match members
                 .iter()

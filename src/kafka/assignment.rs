@@ -18,6 +18,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde::Deserialize;
 use tokio::time::Instant;
 
+use super::all::Positions;
 use super::client::Reporter;
 use super::intake::{Counters, Feed, Intake, Received, Waker, intake};
 use super::record::header_name;
@@ -46,6 +47,8 @@ pub(super) struct Control {
     /// Until when what is in flight may finish; set once.
     pub(super) settle_until: OnceLock<Instant>,
     pub(super) unfinished: OnceLock<usize>,
+    /// Where a broadcast would go on, once it has stopped.
+    pub(super) positions: Arc<OnceLock<Positions>>,
 }
 
 impl Control {

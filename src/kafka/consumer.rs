@@ -16,7 +16,7 @@ use rdkafka::message::{BorrowedMessage, Message as _};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::all::All;
+use super::all::{All, Positions};
 use super::assignment::{Control, Group, Native, OnIntake, Partition, copy, finish};
 use super::client::{self, Bootstrap, Reporter, SetupError};
 use super::intake::Intake;
@@ -37,7 +37,7 @@ const IDENTITY_MAX: Duration = Duration::from_secs(10);
 pub(super) const EMBEDDED_ID: &str = "mockCluster";
 
 /// Who gets the messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sharing {
     /// Each goes to one member of the group. Where it stands is committed.
     Group,
@@ -94,7 +94,7 @@ impl Consumer {
     pub fn start(
         kafka: &Kafka,
         bootstrap: &Bootstrap,
-        (group, sharing): (&str, Sharing),
+        (group, sharing, from): (&str, Sharing, Positions),
         topics: Vec<String>,
         on_intake: impl Fn(Intake) + Send + 'static,
     ) -> Result<Self, SetupError> {
@@ -110,6 +110,7 @@ impl Consumer {
             bootstrap: bootstrap.clone(),
             group: group.to_owned(),
             sharing,
+            from,
             topics,
         };
         let native = worker.connect(bootstrap)?;
@@ -145,6 +146,11 @@ impl Consumer {
             out.oldest = out.oldest.max(shared.oldest());
         }
         out
+    }
+
+    /// Where a broadcast goes on that replaces this; there once this has stopped.
+    pub fn positions(&self) -> Arc<OnceLock<Positions>> {
+        Arc::clone(&self.control.positions)
     }
 
     /// Hands out no more, waits for what is in flight, commits and leaves the group, all within `within`.
@@ -188,6 +194,7 @@ struct Worker {
     bootstrap: Bootstrap,
     group: String,
     sharing: Sharing,
+    from: Positions,
     topics: Vec<String>,
 }
 
@@ -227,11 +234,11 @@ impl Worker {
         Ok(native)
     }
 
-    fn run(self, native: Arc<Native>) {
+    fn run(mut self, native: Arc<Native>) {
         self.control.waker.is_me();
         let native = self.fit(native);
         let shared = self.sharing == Sharing::Group;
-        let mut all = All::new(&self.topics);
+        let mut all = All::new(&self.topics, std::mem::take(&mut self.from));
         if shared {
             self.subscribe(&native);
         }
@@ -254,7 +261,7 @@ impl Worker {
                 self.control.events.store(true, Ordering::Release);
             }
         }
-        self.leave(native);
+        self.leave(native, all);
     }
 
     fn subscribe(&self, native: &Native) {
@@ -334,7 +341,7 @@ impl Worker {
     }
 
     /// Waits for what is in flight while it serves the group, commits, and leaves.
-    fn leave(&self, native: Arc<Native>) {
+    fn leave(&self, native: Arc<Native>, all: All) {
         let until = self
             .control
             .settle_until
@@ -359,6 +366,7 @@ impl Worker {
         self.control.unfinished.get_or_init(|| left);
         // The queues hold the client, which must be dropped here, last: that leaves the group, and it blocks.
         let gone = std::mem::take(&mut *self.control.partitions());
+        self.control.positions.get_or_init(|| all.positions(&gone));
         let commits = self.sharing == Sharing::Group && !native.assignment_lost();
         finish(&native, &gone, commits);
         drop(gone);

@@ -7,7 +7,7 @@
 //! * `slots`, `link`: who waits for an acknowledgement; whether the broker answers
 //! * [`consumer`]: one consumer per group, on a thread of its own
 //! * `assignment`: what that consumer has at the moment, as partitions come and go
-//! * `all`: the same where everybody gets everything
+//! * [`all`]: the same where everybody gets everything
 //! * [`intake`]: the records of one partition, in order, from that thread to the task that delivers them
 //! * [`tracker`]: which offset may be committed; pure
 //! * [`replies`]: the reader of what receivers tell of our messages; [`murmur`] says in which partition
@@ -15,7 +15,7 @@
 //! * [`inspect`]: what a broker says of itself, for `check --live`
 //! * [`embedded`]: a broker inside this process, for trying things out
 
-mod all;
+pub mod all;
 mod assignment;
 pub mod client;
 pub mod consumer;

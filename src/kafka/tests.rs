@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
+use super::all::Positions;
 use super::client::Bootstrap;
 use super::consumer::{Consumer, Sharing, StopError};
 use super::embedded::{Embedded, PARTITIONS};
@@ -79,7 +80,7 @@ impl Member {
         let consumer = Consumer::start(
             &kafka(&[]),
             bootstrap,
-            (group, Sharing::Group),
+            (group, Sharing::Group, Positions::new()),
             topics,
             on_intake,
         )

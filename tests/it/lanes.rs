@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::subscription::{FAST, LONG, bodies, calls, ended, subscribed};
+use crate::subscription::{FAST, LONG, bodies, calls, ended, subscribed, yaml};
 use crate::support::app::{Answer, App, Seen};
 use crate::support::broker::{self, Written};
 use crate::support::client::{get, post};
@@ -452,4 +452,42 @@ async fn every_copy_gets_what_is_broadcast_from_the_time_it_came_on_and_all_of_a
         assert!(!bodies.contains(&"before".to_owned()), "{bodies:?}");
     }
     assert!(first.stop().await && second.stop().await);
+}
+
+#[tokio::test]
+async fn a_reload_of_a_broadcast_goes_on_where_it_was() {
+    let topic = broker::topic("goes-on", 1);
+    let app = App::agreeable().await;
+    let rule = |concurrency| {
+        format!(
+            "topic: {topic}, broadcast: true, concurrency: {concurrency}, deliver: {{ path: /n }}"
+        )
+    };
+    let sidecar = subscribed(app.address, &[rule(4)]).await;
+    eventually("it is there", LONG, async || {
+        broker::write(&topic, &[keyed("k", "mark")]);
+        (app.count() > 0).then_some(())
+    })
+    .await;
+    let mut texts = Vec::new();
+    for concurrency in 5..8 {
+        texts.push(format!("before {concurrency}"));
+        broker::write(&topic, &[keyed("k", &texts[texts.len() - 1])]);
+        let changed = yaml(&broker::address(), app.address, &[rule(concurrency)]);
+        let written = async {
+            for n in 0..20 {
+                texts.push(format!("during {concurrency} {n}"));
+                broker::write(&topic, &[keyed("k", &texts[texts.len() - 1])]);
+                tokio::task::yield_now().await;
+            }
+        };
+        let (reloaded, ()) = tokio::join!(sidecar.reload(&changed), written);
+        reloaded.expect("it is reloaded");
+    }
+    eventually("all of them", LONG, async || {
+        let seen: HashSet<_> = bodies(&app.seen()).into_iter().collect();
+        texts.iter().all(|text| seen.contains(text)).then_some(())
+    })
+    .await;
+    assert!(sidecar.stop().await);
 }

@@ -266,6 +266,7 @@ async fn an_app_that_is_down_costs_no_attempt_and_gets_everything_when_it_is_up(
         .zip(0..)
         .map(|(text, n)| Written {
             partition: n % 2,
+            key: Some(["even", "odd"][n as usize % 2]),
             ..plain(text)
         })
         .collect();

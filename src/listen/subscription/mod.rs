@@ -200,7 +200,7 @@ impl Subscription {
         let part = self.open(&intake);
         // Those that may begin wait here for a place, not each in a task of its own.
         let (mut ready, mut running) = (VecDeque::new(), JoinSet::new());
-        let (mut taking, mut held) = (true, false);
+        let (mut taking, mut over, mut held) = (true, false, false);
         while taking || !ready.is_empty() || !running.is_empty() {
             let room = self.room(&part);
             if room.held && !held && self.rule.window.full == Full::Wait {
@@ -226,7 +226,10 @@ impl Subscription {
                 },
                 () = part.assigned.revoked(), if taking && room.full => taking = false,
                 () = part.parks(), if taking && room.full => {}
-                () = part.assigned.over(), if !taking => ready.clear(),
+                () = part.assigned.over(), if !taking && !over => {
+                    over = true;
+                    part.end();
+                }
             }
             if !taking {
                 part.stop();

@@ -20,7 +20,7 @@ pub(super) struct Part {
     /// The message that the window has no room to wait for.
     give_up: watch::Sender<Option<i64>>,
     /// The first message that does not begin any more; [`i64::MAX`] for as long as the partition is ours.
-    end: watch::Sender<i64>,
+    border: watch::Sender<i64>,
 }
 
 impl Part {
@@ -31,7 +31,7 @@ impl Part {
             lanes: Mutex::new(Lanes::new(ordering)),
             parked: Notify::new(),
             give_up: watch::Sender::new(None),
-            end: watch::Sender::new(i64::MAX),
+            border: watch::Sender::new(i64::MAX),
         }
     }
 
@@ -71,6 +71,11 @@ impl Part {
         self.ends_before(self.lanes().reached());
     }
 
+    /// Lets nothing begin any more: the assignment is over.
+    pub(super) fn end(&self) {
+        self.ends_before(i64::MIN);
+    }
+
     /// Notes that a message does not end here. Nothing after it can be committed, so nothing after it begins.
     pub(super) fn interrupted(&self, offset: i64) {
         self.ends_before(offset);
@@ -78,23 +83,20 @@ impl Part {
 
     /// Whether a message may begin.
     pub(super) fn may_begin(&self, offset: i64) -> bool {
-        offset < *self.end.borrow()
+        offset < *self.border.borrow()
     }
 
     /// Resolves when a message may not begin any more.
     pub(super) async fn stops(&self, offset: i64) {
-        let mut end = self.end.subscribe();
-        tokio::select! {
-            // It cannot fail while this partition is there.
-            _ = end.wait_for(|end| *end <= offset) => {}
-            () = self.assigned.over() => {}
-        }
+        let mut border = self.border.subscribe();
+        // It cannot fail while this partition is there.
+        drop(border.wait_for(|border| *border <= offset).await);
     }
 
     fn ends_before(&self, offset: i64) {
-        self.end.send_if_modified(|end| {
-            let sooner = offset < *end;
-            *end = offset.min(*end);
+        self.border.send_if_modified(|border| {
+            let sooner = offset < *border;
+            *border = offset.min(*border);
             sooner
         });
     }
