@@ -104,6 +104,13 @@ fn pattern(map: &Map<'_>, matches: Option<&Match>, around: &Around) -> Option<Pa
             .error("CONNECT opens a tunnel, which cannot be published");
         return None;
     }
+    let otherwise = map.find("forward").and_then(|at| at.peek("otherwise"));
+    let methods = matches.map_or(&[][..], |matches| &matches.methods);
+    let never = |method: &Method| method.is_safe() || *method == Method::CONNECT;
+    if let (Some(at), false, true) = (otherwise, methods.is_empty(), methods.iter().all(never)) {
+        at.error("reads and tunnels are never queued, and this route has no others");
+        return None;
+    }
     match (forward?, publish?) {
         (Some(forward), _) => Some(Pattern::Forward(forward)),
         (None, Some(publish)) => Some(Pattern::Publish(publish)),

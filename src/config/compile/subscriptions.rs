@@ -68,6 +68,13 @@ fn subscription(at: &At<'_>, around: &Around) -> Option<Subscription> {
         at.duration(Duration::from_secs(1)..=Duration::from_secs(24 * 60 * 60))
     });
     let verdicts = map.or("verdicts", Vec::new(), verdicts::verdicts);
+    if let (Some(at), Some(true), Some(Ordering::None)) =
+        (map.find("quarantine"), quarantine, ordering)
+    {
+        at.error(
+            "without an order nothing follows a dead letter: remove it, or use `ordering: key`",
+        );
+    }
     attempts_end_somewhere(&map);
     dead_letters_go_somewhere(&map, window.as_ref(), quarantine);
     let eager = map
