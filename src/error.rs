@@ -226,6 +226,13 @@ impl Error {
         self
     }
 
+    /// Adds to the text that the client reads.
+    pub fn adding(mut self, more: &str) -> Self {
+        let Inner { detail, .. } = &mut *self.0;
+        *detail = format!("{detail}; {more}").into();
+        self
+    }
+
     /// Adds the cause, which only our own log shows.
     pub fn because(mut self, source: impl Into<BoxError>) -> Self {
         self.0.source = Some(source.into());

@@ -139,6 +139,13 @@ impl Keys {
         }
     }
 
+    /// Whether a key was used, and is remembered.
+    pub fn knows(&self, id: Uuid) -> bool {
+        let mut table = self.lock();
+        table.forget(self.max, SystemTime::now().checked_sub(self.keep));
+        table.used.contains_key(&id)
+    }
+
     /// Puts back what an earlier run accepted.
     pub fn restore(&self, id: Uuid, proof: Proof, promised: Promised, at: SystemTime) {
         let mut table = self.lock();

@@ -59,10 +59,15 @@ impl Fallback {
     /// Forwards a call, or queues it.
     ///
     /// # Errors
-    /// As [`Forward::call`] of a call that is not queued, and [`Publish::call`] of one that is.
+    /// As [`Forward::call`] of a call that is not queued or could not be, and [`Publish::call`] of one that queues behind
+    /// another or whose idempotency key was used.
     pub async fn call(&self, mut call: Box<Call>) -> Result<Response, Error> {
         if !may_queue(&call) {
             return Ok(self.forward.call(call).await?);
+        }
+        if self.publish.is_repeated(call.request.headers()) {
+            // It is a message already, perhaps one that has ended: forwarded, it would run twice.
+            return self.queue(call, Why::Repeated).await;
         }
         if self.queued.lanes() > 0 && self.publish.is_behind(&self.queued, &mut call).await? {
             self.behind.increment(1);
@@ -80,7 +85,12 @@ impl Fallback {
         };
         counter.increment(1);
         head.put_back(&mut call.request);
-        self.queue(call, Why::Unsent(error.kind())).await
+        let queued = self.queue(call, Why::Unsent(error.kind())).await;
+        queued.map_err(|second| match second.kind() {
+            Kind::KeyReused | Kind::KeyInProgress => second,
+            // What the call lacks to be queued is no fault of a call that was to be forwarded.
+            _ => error.adding(&format!("and it was not queued: {}", second.detail())),
+        })
     }
 
     async fn queue(&self, call: Box<Call>, why: Why) -> Result<Response, Error> {

@@ -14,6 +14,8 @@ pub enum Why {
     Unsent(Kind),
     /// An earlier call of its key is queued.
     Behind,
+    /// It was queued before, by its idempotency key.
+    Repeated,
 }
 
 impl Why {
@@ -22,6 +24,7 @@ impl Why {
         match self {
             Self::Unsent(kind) => kind.word(),
             Self::Behind => "queued-behind-earlier",
+            Self::Repeated => "queued-before",
         }
     }
 }
@@ -31,7 +34,9 @@ impl Why {
 pub fn mark(response: &mut Response, why: Why, who: &str) {
     let status = match why {
         Why::Unsent(kind) => rescue::status_line(kind, who),
-        Why::Behind => HeaderValue::from_str(&format!("{who}; details=\"{}\"", why.word())).ok(),
+        Why::Behind | Why::Repeated => {
+            HeaderValue::from_str(&format!("{who}; details=\"{}\"", why.word())).ok()
+        }
     };
     let headers = response.headers_mut();
     headers.extend(status.map(|status| (PROXY_STATUS, status)));

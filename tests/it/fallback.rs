@@ -235,6 +235,51 @@ async fn a_call_that_was_sent_is_not_queued_whatever_became_of_it() {
 }
 
 #[tokio::test]
+async fn a_call_that_can_be_neither_sent_nor_queued_is_told_both_and_holds_no_key() {
+    let address = App::nowhere();
+    let world = World::new(address, "", ", key: /key, max_body: 100B").await;
+    for (body, why) in [
+        ("no JSON".to_owned(), "not JSON"),
+        ("{}".to_owned(), "/key"),
+        (
+            format!("{{\"key\":\"a\",\"x\":\"{}\"}}", "x".repeat(100)),
+            "limit",
+        ),
+    ] {
+        let reply = world.send(post("billing", "/charges").body(body)).await;
+        let problem = reply.json();
+        assert_eq!(
+            (reply.status.as_u16(), &problem["type"]),
+            (503, &"urn:wayside:problem:destination-unreachable".into())
+        );
+        let detail = problem["detail"].as_str().expect("it says why");
+        assert!(
+            detail.contains("not queued") && detail.contains(why),
+            "{detail}"
+        );
+    }
+    assert_eq!(world.keys(), 0.0);
+    let idempotent = |n: u64| {
+        let body = json!({ "key": "a", "n": n }).to_string();
+        world.send(
+            post("billing", "/charges")
+                .header("idempotency-key", "k-1")
+                .json(body),
+        )
+    };
+    let (first, again) = (idempotent(1).await, idempotent(1).await);
+    assert_eq!((first.status.as_u16(), again.status.as_u16()), (202, 202));
+    assert_eq!(first.json()["id"], again.json()["id"]);
+    assert_eq!(
+        idempotent(2).await.status,
+        422,
+        "another call with that key"
+    );
+    assert_eq!(world.keys(), 1.0);
+    world.stop().await;
+}
+
+#[tokio::test]
 async fn what_a_service_has_no_room_for_is_queued() {
     let app = App::by(|call| match was_queued(call) {
         true => Answer::ok(),

@@ -1,6 +1,7 @@
 //! A call's idempotency key: the same key with the same call is the same message.
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http::header::HeaderName;
 use http::request;
 use sha2::{Digest as _, Sha256};
@@ -24,6 +25,15 @@ pub(super) enum Key {
 }
 
 impl Publish {
+    /// Whether an earlier call with its idempotency key was published, or may have been.
+    pub(in crate::pattern) fn is_repeated(&self, headers: &HeaderMap) -> bool {
+        let key = headers.get(IDEMPOTENCY_KEY);
+        key.is_some_and(|key| {
+            let id = Keys::id(&self.sender.service, &self.route, key.as_bytes());
+            self.sender.keys.knows(id)
+        })
+    }
+
     /// Looks up the call's idempotency key, if it has one. It is taken with its quotes where it has them
     /// (draft-ietf-httpapi-idempotency-key-header).
     pub(super) fn idempotency(
