@@ -174,6 +174,10 @@ kinds! {
     Unknown = "unknown", NOT_FOUND, Caller;
     /// The claim or message is no longer kept.
     Expired = "expired", GONE, Caller;
+    /// Another instance keeps the claim, or none does any more.
+    Elsewhere = "claim-elsewhere", MISDIRECTED_REQUEST, Peer;
+    /// Its service has another body by now than the one that was sent.
+    ClaimChanged = "claim-changed", CONFLICT, Peer;
     /// The claim's bytes do not have the digest that the record names.
     ClaimDamaged = "claim-damaged", BAD_GATEWAY, Peer;
     /// The claim store is full or its disk refuses.

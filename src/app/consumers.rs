@@ -224,7 +224,9 @@ impl Consumers {
         let deliver = Deliver {
             forward: live::within(forward, rule.timeout),
             hydrate: Arc::clone(&self.hydrate),
-            mode: rule.hydrate,
+            mode: rule.hydrate.clone(),
+            unhydrated: rule.unhydrated,
+            letters_of: letters_of(config, &rule.topic),
             verdicts: Table::new(&rule.verdicts),
             path: path(rule)?,
             host: HeaderValue::from_str(&app.to_string()).map_err(io::Error::other)?,
@@ -241,6 +243,13 @@ impl Consumers {
         self.parts.subscriptions.add(&subscription);
         Ok(subscription)
     }
+}
+
+/// The topics whose dead letters go to this one, as far as the file tells.
+fn letters_of(config: &Config, dead: &str) -> Vec<String> {
+    let here = config.subscriptions.iter();
+    let here = here.filter(|other| other.dead_letter.as_deref() == Some(dead));
+    here.map(|other| other.topic.clone()).collect()
 }
 
 /// What tells the origins of messages how those ended, by the topics of whichever configuration is in force.

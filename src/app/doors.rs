@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Method};
 use uuid::Uuid;
 
 use super::live::Live;
+use crate::body::Body;
 use crate::claims::Stores;
 use crate::config::model::Allow;
 use crate::error::{Error, Kind};
@@ -16,7 +18,7 @@ use crate::listen::head;
 use crate::messages::{Lookup, Timelines, Tip};
 use crate::pattern::answers::Answers;
 use crate::pattern::forward::Forward;
-use crate::pattern::hydrate::{Hydrate, document};
+use crate::pattern::hydrate::{Asked, Hydrate};
 use crate::reply::headers::RESERVED;
 use crate::reply::{events, peers, results};
 use crate::route::{is_wanted, takes_method, takes_path};
@@ -80,9 +82,13 @@ impl OutboundDoor {
         only_get(&parts.method)?;
         match below(parts.uri.path()) {
             ("claims", reference) => {
-                self.hydrate
-                    .answer(reference, parts.uri.query(), (&parts.headers, &trace))
-                    .await
+                let asked = Asked {
+                    reference,
+                    query: parts.uri.query(),
+                    headers: &parts.headers,
+                    trace: &trace,
+                };
+                self.hydrate.answer(asked).await
             }
             ("messages", "") if waits(parts.uri.query()) => self.results(&parts.headers),
             ("messages", id) => self.timeline(id),
@@ -166,7 +172,7 @@ impl OutboundDoor {
                 let body = serde_json::to_vec(&timeline).map_err(|cause| {
                     Error::new(Kind::Internal, "the timeline can not be written").because(cause)
                 })?;
-                Ok(document(StatusCode::OK, Bytes::from(body), None))
+                Ok(plain(Bytes::from(body), "application/json"))
             }
             Lookup::Gone => Err(Error::new(
                 Kind::Expired,
@@ -251,7 +257,10 @@ impl InboundDoor {
     async fn reserved(&self, call: Box<Call>) -> Result<Response, Error> {
         only_get(call.request.method())?;
         match below(call.request.uri().path()) {
-            ("claims", id) => Ok(document(StatusCode::OK, self.claims.fetch(id).await?, None)),
+            ("claims", id) => {
+                let body = self.claims.fetch(id).await?;
+                Ok(plain(body, "application/octet-stream"))
+            }
             _ => Err(Error::new(
                 Kind::NotFound,
                 "below /.wayside/ this door has claims/{id}",
@@ -282,6 +291,13 @@ fn only_get(method: &Method) -> Result<(), Error> {
             "everything below /.wayside/ is read with GET",
         )),
     }
+}
+
+fn plain(body: Bytes, media_type: &'static str) -> Response {
+    let mut response = Response::new(Body::full(body));
+    let media_type = HeaderValue::from_static(media_type);
+    response.headers_mut().insert(CONTENT_TYPE, media_type);
+    response
 }
 
 /// The two segments below the reserved path.

@@ -123,7 +123,7 @@ impl Live {
                         forward((&route.name, rule), &config, &services, (parts, old))?
                     }
                     Pattern::Publish(rule) => {
-                        Action::Publish(Box::new(publish((&route.name, rule), &config, parts)?))
+                        Action::Publish(Box::new(publish((&route.name, rule), parts)?))
                     }
                 };
                 Ok(Running {
@@ -241,7 +241,7 @@ fn fallback(
     config: &Config,
     parts: &Parts,
 ) -> Result<Onward, Error> {
-    let publish = publish((name, rule), config, parts)?;
+    let publish = publish((name, rule), parts)?;
     let broker = parts.broker.as_ref();
     let answers = broker.and_then(|broker| broker.sender.answers.as_ref());
     let queued = answers.ok_or_else(|| unbuilt("kafka.replies"))?.queued();
@@ -344,21 +344,12 @@ pub(crate) async fn to_app(address: &Address, via: Via, parts: &Parts) -> Forwar
     }
 }
 
-fn publish(
-    (name, rule): (&str, &PublishRule),
-    config: &Config,
-    parts: &Parts,
-) -> Result<Publish, Error> {
+fn publish((name, rule): (&str, &PublishRule), parts: &Parts) -> Result<Publish, Error> {
     let broker = parts.broker.as_ref().ok_or_else(|| unbuilt("kafka"))?;
     if let Some(answers) = &broker.sender.answers {
         answers.open()?;
     }
-    let survives = rule
-        .slim
-        .as_ref()
-        .and_then(|slim| config.claims.get(slim.claim.0))
-        .map(|store| store.survives);
-    Publish::new((name, rule), survives, &broker.sender, &parts.metrics)
+    Publish::new((name, rule), &broker.sender, &parts.metrics)
 }
 
 /// Compiling the configuration has ruled this out; the error is there so that a defect is no panic.

@@ -9,13 +9,14 @@ mod parts;
 mod reload;
 mod stack;
 mod subscriptions;
+mod upkeep;
 
 pub use parts::BuildError;
 pub use reload::{LOOK, Reloaded, Watcher};
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -43,8 +44,6 @@ use live::Live;
 use parts::Parts;
 use stack::Keeper;
 
-/// How often histograms are moved into their buckets and gauges are read.
-const UPKEEP: Duration = Duration::from_secs(1);
 /// The outbound door closes when nothing was in flight for this long: the app may still be finishing.
 const OUTBOUND_QUIET: Duration = Duration::from_secs(1);
 /// How long before the end of `drain` the outbound door closes although calls are in flight: what would go on for ever,
@@ -164,9 +163,14 @@ impl Sidecar {
         };
         sidecar.open(&config, listeners, gate("inbound")).await?;
         let parts = || Arc::downgrade(&sidecar.parts);
-        lifecycle::spawn(&Handle::current(), "upkeep", upkeep(parts()));
+        lifecycle::spawn(&Handle::current(), "upkeep", upkeep::metrics(parts()));
+        lifecycle::spawn(&Handle::current(), "sweep", upkeep::sweep(parts()));
         if !config.tls.is_empty() {
-            lifecycle::spawn(&Handle::current(), "tls", refresh_identities(parts()));
+            lifecycle::spawn(
+                &Handle::current(),
+                "tls",
+                upkeep::refresh_identities(parts()),
+            );
         }
         sidecar.ready.started();
         Ok(sidecar)
@@ -274,7 +278,7 @@ impl Sidecar {
             &config.service,
             claims,
             services,
-            config.limits.claim,
+            &config.limits,
             &self.metrics,
         )
     }
@@ -511,74 +515,4 @@ async fn empty(sender: &Arc<Sender>, deadline: Instant) -> bool {
     // A panic in there was reported by the thread that had it.
     closing.await.ok();
     flushed
-}
-
-/// Keeps memory flat while nobody scrapes, and reads what has no event of its own.
-async fn upkeep(parts: Weak<Parts>) {
-    loop {
-        sleep(UPKEEP).await;
-        // A stopped sidecar's claim folder must be free for the next one.
-        let Some(parts) = parts.upgrade() else { return };
-        let queue = parts.metrics.gauge(&names::PRODUCER_QUEUE, &[]);
-        parts.metrics.upkeep();
-        parts.subscriptions.refresh();
-        if let Some(broker) = &parts.broker {
-            let outbox = broker.sender.outbox.as_ref();
-            let spooled = outbox.map_or(0, |(outbox, _)| outbox.waiting());
-            queue.set((broker.sender.producer.waiting() + spooled) as f64);
-            if let Some((outbox, _)) = outbox {
-                let set = |name, value: u64| parts.metrics.gauge(name, &[]).set(value as f64);
-                set(&names::SPOOL_BYTES, outbox.spool().used());
-                set(&names::SPOOL_OWED, outbox.spool().owed());
-            }
-        }
-        for store in parts.claims.iter() {
-            parts
-                .metrics
-                .gauge(&names::CLAIM_BYTES, &[("store", store.name())])
-                .set(store.used() as f64);
-        }
-    }
-}
-
-/// Reads certificates again when their files change. Connections that are open go on; the next handshake uses the new.
-async fn refresh_identities(parts: Weak<Parts>) {
-    let mut refused: Vec<String> = Vec::new();
-    loop {
-        sleep(LOOK).await;
-        let Some(parts) = parts.upgrade() else { return };
-        refused.resize(parts.identities.len(), String::new());
-        for (identity, refused) in parts.identities.iter().zip(&mut refused) {
-            let tls = identity.name();
-            let count = |result| {
-                let labels = [("tls", tls), ("result", result)];
-                parts
-                    .metrics
-                    .counter(&names::TLS_RELOADS, &labels)
-                    .increment(1);
-            };
-            match identity.refresh() {
-                // Back to what is in force, perhaps: the next mistake is news, even if it is the last one.
-                Ok(false) => refused.clear(),
-                Ok(true) => {
-                    count("ok");
-                    refused.clear();
-                    tracing::info!(tls, "certificate files have changed and are in force");
-                }
-                Err(error) => {
-                    // Said once: what is wrong stays wrong until somebody writes the files again.
-                    let error = error.to_string();
-                    if error != *refused {
-                        count("refused");
-                        tracing::error!(
-                            tls,
-                            error,
-                            "certificate files refused; the old ones go on"
-                        );
-                        *refused = error;
-                    }
-                }
-            }
-        }
-    }
 }

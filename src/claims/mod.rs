@@ -1,35 +1,106 @@
 //! Kept bodies: where the whole of a message lies while only its slim body goes through the broker.
 //!
-//! A [`Store`] appends bodies to segments on disk and names each by a signed, expiring [`id`]; [`Stores`] are all that
-//! the config has. A [`Reference`] is what the receiving sidecar hands to its app in place of the body: it names the
-//! service to ask, and the digest that the answer must have.
+//! [`Stores`] are all that the config has, each behind the same [`Store`]: a folder of this sidecar ([`disk`]), a place
+//! that many share ([`object`]), or nowhere, so that the service that made the body is asked again ([`origin`]). Each
+//! names a body by a signed, expiring [`id`]. A [`Reference`] is what the receiving sidecar hands to its app in place of
+//! the body: it names the service to ask, and the digest that the answer must have. The [`cache`] holds what was fetched.
 
+pub mod cache;
+mod disk;
+mod http;
 pub mod id;
+pub mod object;
+pub mod origin;
 mod reference;
-mod store;
 
 use std::io;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 
+pub use disk::Disk;
+pub use object::Objects;
+pub use origin::Origin;
 pub use reference::Reference;
-pub use store::{Claim, Store};
 
-use crate::config::model::{ClaimIndex, ClaimStore};
+use crate::config::model::{ClaimIndex, ClaimPlace, ClaimStore, Survives};
 use crate::error::{Error, Kind};
+use id::{Form, audience};
+
+/// A body to keep.
+#[derive(Debug, Clone)]
+pub struct Whole {
+    /// Byte for byte.
+    pub body: Bytes,
+    /// Its SHA-256.
+    pub digest: [u8; 32],
+}
+
+/// A body that is safely kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// Names it to its store; signed, so that it cannot be guessed.
+    pub id: String,
+    /// SHA-256 of the body.
+    pub digest: [u8; 32],
+    /// Bytes of the body.
+    pub size: u64,
+    /// Until when it is served, in whole seconds.
+    pub expires: SystemTime,
+}
+
+/// One store of whatever kind.
+#[derive(Debug)]
+pub enum Store {
+    /// A folder of this sidecar.
+    Disk(Disk),
+    /// A place that many sidecars share.
+    Objects(Box<Objects>),
+    /// Nothing is kept: the service that made the body is asked again.
+    Origin(Origin),
+}
+
+impl Store {
+    /// The word for its kind in a 202.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Disk(_) => "disk",
+            Self::Objects(_) => "object",
+            Self::Origin(_) => "origin",
+        }
+    }
+
+    /// What it outlives; `None` where nothing is kept.
+    pub fn survives(&self) -> Option<Survives> {
+        match self {
+            Self::Disk(disk) => Some(disk.survives()),
+            Self::Objects(objects) => Some(objects.survives()),
+            Self::Origin(_) => None,
+        }
+    }
+}
 
 /// All stores of the config, in its order.
 #[derive(Debug)]
 pub struct Stores(Vec<Store>);
 
 impl Stores {
-    /// Opens every store for this service.
+    /// Opens every store for this service. A shared place is only asked when it is first needed.
     ///
     /// # Errors
     /// That of the first store that does not open, with its name.
     pub fn open(configs: &[ClaimStore], service: &str) -> io::Result<Self> {
         let open = |config: &ClaimStore| {
-            Store::open(config, service).map_err(|error| {
+            let opened = match &config.place {
+                ClaimPlace::Disk(folder) => Disk::open(config, folder, service).map(Store::Disk),
+                ClaimPlace::Object(objects) => {
+                    Objects::open(config, objects).map(|objects| Store::Objects(Box::new(objects)))
+                }
+                ClaimPlace::Origin(template) => {
+                    Ok(Store::Origin(Origin::new(template, config.ttl)))
+                }
+            };
+            opened.map_err(|error| {
                 io::Error::new(error.kind(), format!("claims.{}: {error}", config.name))
             })
         };
@@ -40,18 +111,23 @@ impl Stores {
             .map(Self)
     }
 
-    /// Keeps a body in one of the stores; see [`Store::keep`].
+    /// Keeps a body in one of the stores, for records of `topic`; when this returns, it is as safe as the store is.
+    /// `slim` is what goes into the record, out of which an origin's address is made.
     ///
     /// # Errors
-    /// [`Kind::ClaimStore`], as [`Store::keep`]; [`Kind::Internal`] for an index that the config does not have.
+    /// [`Kind::ClaimStore`] if the store is full or refuses, [`Kind::BadRequest`] if `slim` has not the fields of the
+    /// address; [`Kind::Internal`] for an index that the config does not have.
     pub async fn keep(
         &self,
         index: ClaimIndex,
-        body: Bytes,
-        digest: [u8; 32],
+        whole: &Whole,
+        (topic, slim): (&str, &[u8]),
     ) -> Result<Claim, Error> {
-        match self.store(index) {
-            Some(store) => store.keep(body, digest).await,
+        let audience = audience(topic);
+        match self.0.get(index.0) {
+            Some(Store::Disk(disk)) => disk.keep(whole, audience).await,
+            Some(Store::Objects(objects)) => objects.keep(whole, audience).await,
+            Some(Store::Origin(origin)) => origin.keep(whole, audience, slim),
             None => Err(Error::new(
                 Kind::Internal,
                 "the route's claim store is not open",
@@ -59,15 +135,43 @@ impl Stores {
         }
     }
 
-    /// Reads a claim's body from whichever store signed its id.
+    /// Reads a claim's body from whichever store made its id.
     ///
     /// # Errors
-    /// [`Kind::Unknown`] if none did, else as [`Store::read`].
+    /// [`Kind::Elsewhere`] if none of them did, [`Kind::Unknown`] for what no store ever made, [`Kind::Expired`],
+    /// [`Kind::ClaimDamaged`], or [`Kind::ClaimStore`] if the store is not to be had now.
     pub async fn fetch(&self, id: &str) -> Result<Bytes, Error> {
-        match self.0.iter().find(|store| store.knows(id)) {
-            Some(store) => store.fetch(id).await,
-            None => Err(Error::new(Kind::Unknown, "no claim has this id")),
+        let unknown = || Error::new(Kind::Unknown, "no claim has this id");
+        let said = id::look(id).ok_or_else(unknown)?;
+        let mut away = None;
+        for store in &self.0 {
+            match (store, said.form) {
+                (Store::Disk(disk), Form::Folder) if disk.made(&said) => {
+                    return disk.fetch(id).await;
+                }
+                (Store::Objects(objects), Form::Shared) => match objects.made(&said).await {
+                    Ok(true) => return objects.fetch(id).await,
+                    Ok(false) => {}
+                    // It may be the one: whether it is, only its key tells.
+                    Err(error) => away = Some(error),
+                },
+                _ => {}
+            }
         }
+        let elsewhere = || {
+            let detail = "another instance keeps this claim, or none does any more";
+            Error::new(Kind::Elsewhere, detail)
+        };
+        Err(away.unwrap_or_else(elsewhere))
+    }
+
+    /// The origin that an id is of, if the config has it.
+    pub fn origin(&self, id: &str) -> Option<&Origin> {
+        let said = id::look(id).filter(|said| said.form == Form::Nowhere)?;
+        self.0.iter().find_map(|store| match store {
+            Store::Origin(origin) if origin.made(&said) => Some(origin),
+            _ => None,
+        })
     }
 
     /// One store.
@@ -87,40 +191,55 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::config::model::Survives;
+    use crate::config::model::{ClaimFolder, ClaimObjects, ObjectPlace, WhenFull};
 
-    fn config(name: &str, disk: &Path) -> ClaimStore {
-        let (ttl, survives) = (Duration::from_secs(3600), Survives::Pod);
-        ClaimStore {
-            name: name.into(),
-            disk: disk.to_owned(),
-            ttl,
+    fn of(name: &str, place: ClaimPlace) -> ClaimStore {
+        let ttl = Duration::from_secs(3600);
+        let name = name.into();
+        ClaimStore { name, ttl, place }
+    }
+
+    fn disk(name: &str, path: &Path) -> ClaimStore {
+        let (path, max) = (path.to_owned(), 1 << 20);
+        let (survives, full) = (Survives::Pod, WhenFull::Refuse);
+        let folder = ClaimFolder {
+            path,
             survives,
-            max: 1 << 20,
-        }
+            max,
+            full,
+        };
+        of(name, ClaimPlace::Disk(folder))
+    }
+
+    fn shared(name: &str, path: &Path) -> ClaimStore {
+        let (at, survives) = (ObjectPlace::Folder(path.to_owned()), Survives::Volume);
+        of(name, ClaimPlace::Object(ClaimObjects { at, survives }))
+    }
+
+    fn whole(body: String) -> Whole {
+        let digest = <[u8; 32]>::from(<sha2::Sha256 as sha2::Digest>::digest(&body));
+        let body = body.into();
+        Whole { body, digest }
     }
 
     #[tokio::test]
     async fn a_claim_is_found_in_whichever_store_keeps_it() {
         let folder = tempfile::tempdir().unwrap();
         let configs = [
-            config("a", &folder.path().join("a")),
-            config("b", &folder.path().join("b")),
+            disk("a", &folder.path().join("a")),
+            shared("b", &folder.path().join("b")),
+            disk("c", &folder.path().join("c")),
+            shared("d", &folder.path().join("d")),
         ];
         let stores = Stores::open(&configs, "orders").unwrap();
-        for index in [0, 1] {
-            let body = Bytes::from(format!("kept in {index}"));
-            let digest = <[u8; 32]>::from(<sha2::Sha256 as sha2::Digest>::digest(&body));
-            let claim = stores
-                .keep(ClaimIndex(index), body.clone(), digest)
-                .await
-                .unwrap();
-            assert_eq!(stores.fetch(&claim.id).await.unwrap(), body);
-            let other = stores.store(ClaimIndex(1 - index)).unwrap();
-            assert_eq!(
-                other.fetch(&claim.id).await.unwrap_err().kind(),
-                Kind::Unknown
-            );
+        let other = Stores::open(&[shared("x", &folder.path().join("x"))], "orders").unwrap();
+        for index in 0..4 {
+            let whole = whole(format!("kept in {index}"));
+            let keeping = stores.keep(ClaimIndex(index), &whole, ("orders", b"{}"));
+            let claim = keeping.await.unwrap();
+            assert_eq!(stores.fetch(&claim.id).await.unwrap(), whole.body);
+            let elsewhere = other.fetch(&claim.id).await.unwrap_err();
+            assert_eq!(elsewhere.kind(), Kind::Elsewhere);
         }
         assert_eq!(
             stores.fetch("nonsense").await.unwrap_err().kind(),
@@ -128,10 +247,21 @@ mod tests {
         );
     }
 
+    #[tokio::test]
+    async fn a_shared_place_is_read_by_every_sidecar_that_names_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |service| Stores::open(&[shared("any", folder.path())], service).unwrap();
+        let whole = whole("for all".into());
+        let orders = open("orders");
+        let claim = orders.keep(ClaimIndex(0), &whole, ("t", b"{}")).await;
+        let id = claim.unwrap().id;
+        assert_eq!(open("billing").fetch(&id).await.unwrap(), "for all");
+    }
+
     #[test]
     fn two_stores_in_one_folder_are_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let configs = [config("a", folder.path()), config("b", folder.path())];
+        let configs = [disk("a", folder.path()), disk("b", folder.path())];
         let error = Stores::open(&configs, "orders").expect_err("the folder is taken");
         assert!(
             error.to_string().starts_with("claims.b: the claim folder "),

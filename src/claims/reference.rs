@@ -14,12 +14,15 @@ use super::id;
 use crate::error::{Error, Kind};
 
 /// Longest text that is looked at, in bytes.
-const TEXT_MAX: usize = 2048;
-const VERSION: u8 = 1;
+const TEXT_MAX: usize = 4096;
+const VERSION: u8 = 2;
 /// Longest service name that the config allows.
 const ORIGIN_MAX: usize = 63;
 /// Longest `host:port`: 253 characters of a DNS name and a port.
 const INSTANCE_MAX: usize = 253 + 6;
+/// Longest address at an origin, and longest media type.
+const PATH_MAX: usize = 1024;
+const TYPE_MAX: usize = 255;
 
 /// Where a message's whole body is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,29 +33,44 @@ pub struct Reference {
     pub instance: String,
     /// The claim's id there.
     pub claim: String,
+    /// Its path and query at the origin's own API, if that is where it is. Only a path that the config's template could
+    /// make is asked for.
+    pub path: String,
+    /// The body's media type; empty for JSON.
+    pub media_type: String,
     /// SHA-256 of the body.
     pub digest: [u8; 32],
     /// Bytes of the body.
     pub size: u64,
     /// Until when it is served, in whole seconds.
     pub expires: SystemTime,
+    /// When the message was made, in whole seconds: what is not found soon after may yet be.
+    pub made: SystemTime,
 }
 
 impl Reference {
     /// The text for a URL's path segment; `None` if a part has not its form, which a record from elsewhere may cause.
     pub fn encode(&self) -> Option<String> {
-        let expires = self.expires.duration_since(UNIX_EPOCH).ok()?.as_secs();
+        let seconds = |time: SystemTime| Some(time.duration_since(UNIX_EPOCH).ok()?.as_secs());
+        let (expires, made) = (seconds(self.expires)?, seconds(self.made)?);
         if !self.is_sound() {
             return None;
         }
         let mut bytes = vec![VERSION];
-        for text in [&self.origin, &self.instance, &self.claim] {
+        for text in [
+            &self.origin,
+            &self.instance,
+            &self.claim,
+            &self.path,
+            &self.media_type,
+        ] {
             bytes.extend_from_slice(&u16::try_from(text.len()).ok()?.to_be_bytes());
             bytes.extend_from_slice(text.as_bytes());
         }
         bytes.extend_from_slice(&self.digest);
         bytes.extend_from_slice(&self.size.to_be_bytes());
         bytes.extend_from_slice(&expires.to_be_bytes());
+        bytes.extend_from_slice(&made.to_be_bytes());
         Some(URL_SAFE_NO_PAD.encode(bytes))
     }
 
@@ -81,6 +99,14 @@ impl Reference {
             && self.origin.bytes().all(name)
             && self.instance.bytes().all(host)
             && self.claim.bytes().all(token)
+            && self.path.len() <= PATH_MAX
+            && self.path.bytes().all(|byte| byte.is_ascii_graphic())
+            && (self.path.is_empty() || self.path.starts_with('/'))
+            && self.media_type.len() <= TYPE_MAX
+            && self
+                .media_type
+                .bytes()
+                .all(|byte| matches!(byte, b' '..=b'~'))
     }
 }
 
@@ -93,17 +119,40 @@ fn parse(bytes: &[u8]) -> Option<Reference> {
         String::from_utf8(text.to_vec()).ok()
     };
     let (origin, instance, claim) = (text()?, text()?, text()?);
+    let (path, media_type) = (text()?, text()?);
     let (digest, rest) = rest.split_first_chunk()?;
     let (size, rest) = rest.split_first_chunk()?;
-    let expires = u64::from_be_bytes(rest.try_into().ok()?);
+    let (expires, rest) = rest.split_first_chunk()?;
+    let made = u64::from_be_bytes(rest.try_into().ok()?);
+    let time = |seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
     Some(Reference {
         origin,
         instance,
         claim,
+        path,
+        media_type,
         digest: *digest,
         size: u64::from_be_bytes(*size),
-        expires: UNIX_EPOCH.checked_add(Duration::from_secs(expires))?,
+        expires: time(u64::from_be_bytes(*expires))?,
+        made: time(made)?,
     })
+}
+
+#[cfg(test)]
+impl Default for Reference {
+    fn default() -> Self {
+        Self {
+            origin: String::new(),
+            instance: String::new(),
+            claim: String::new(),
+            path: String::new(),
+            media_type: String::new(),
+            digest: [0; 32],
+            size: 0,
+            expires: UNIX_EPOCH,
+            made: UNIX_EPOCH,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -115,9 +164,12 @@ mod tests {
             origin: "orders".into(),
             instance: "10.0.0.7:4143".into(),
             claim: "AQID-_".into(),
+            path: "/orders/o-1?full=1".into(),
+            media_type: "image/png".into(),
             digest: [9; 32],
             size: 1 << 40,
             expires: UNIX_EPOCH + Duration::from_secs(1_800_000_000),
+            made: UNIX_EPOCH + Duration::from_secs(1_700_000_000),
         }
     }
 
@@ -142,6 +194,8 @@ mod tests {
             origin: "o".repeat(ORIGIN_MAX),
             instance: "i".repeat(INSTANCE_MAX),
             claim: "c".repeat(id::TEXT_LEN),
+            path: format!("/{}", "p".repeat(PATH_MAX - 1)),
+            media_type: "m".repeat(TYPE_MAX),
             ..reference()
         };
         let text = longest.encode().expect("it is sound");
@@ -180,6 +234,18 @@ mod tests {
                 ..reference()
             },
             Reference {
+                path: "http://elsewhere/".into(),
+                ..reference()
+            },
+            Reference {
+                path: "/a b".into(),
+                ..reference()
+            },
+            Reference {
+                media_type: "x\r\ny: z".into(),
+                ..reference()
+            },
+            Reference {
                 expires: UNIX_EPOCH - Duration::from_secs(1),
                 ..reference()
             },
@@ -195,7 +261,7 @@ mod tests {
             String::new(),
             "é".into(),
             "=".into(),
-            "A".repeat(4096),
+            "A".repeat(8192),
             format!("{text}AAAA"),
         ];
         garbage.extend((0..text.len()).map(|end| text[..end].to_owned()));

@@ -478,7 +478,17 @@ fn record(
     let store = &config.claims[slim.claim.0];
     let what = match &slim.rule {
         SlimRule::Keep(pointers) => format!("keep {}", list(pointers)),
-        SlimRule::Drop(pointers) => format!("drop {}", list(pointers)),
+        SlimRule::Drop { fields, over } => {
+            let fields = (!fields.is_empty()).then(|| format!("drop {}", list(fields)));
+            let over = over.map(|over| {
+                format!(
+                    "drop what is over {}",
+                    crate::config::units::size(over as u64)
+                )
+            });
+            let both: Vec<String> = fields.into_iter().chain(over).collect();
+            both.join(", ")
+        }
     };
     let ttl = humantime::format_duration(store.ttl);
     say!(

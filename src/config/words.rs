@@ -192,7 +192,13 @@ pub(super) static KEY: Shape = Shape {
 };
 
 pub(super) static SLIM: Shape = Shape {
-    keys: &[key("keep"), key("drop"), key("claim")],
+    keys: &[
+        key("keep"),
+        key("drop"),
+        key("over"),
+        key("whole_over"),
+        key("claim"),
+    ],
 };
 
 pub(super) static HEADERS: Shape = Shape {
@@ -226,6 +232,7 @@ pub(super) static SUBSCRIPTION: Shape = Shape {
         section("deliver", &DELIVER),
         key("concurrency"),
         key("hydrate"),
+        key("unhydrated"),
         section("retry", &SUBSCRIPTION_RETRY),
         key("dead_letter"),
         key("ordering"),
@@ -310,8 +317,19 @@ pub(super) static CLAIM: Shape = Shape {
         key("ttl"),
         key("survives"),
         key("max"),
-        later("object"),
-        later("origin"),
+        key("full"),
+        key("object"),
+        section("s3", &S3),
+        key("origin"),
+    ],
+};
+
+pub(super) static S3: Shape = Shape {
+    keys: &[
+        key("endpoint"),
+        key("region"),
+        key("access_key"),
+        key("secret_key"),
     ],
 };
 
@@ -331,6 +349,8 @@ pub(super) static LIMITS: Shape = Shape {
         key("replay"),
         key("replay_total"),
         key("claim"),
+        key("claim_cache"),
+        key("claim_fetches"),
         key("results"),
     ],
 };

@@ -1,14 +1,16 @@
 //! Where a message goes whose attempts are used up: the same record in another topic, with the reason in its headers.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 
 use crate::headers::Headers;
 use crate::kafka::intake::Received;
 use crate::kafka::producer::{Ack, Outgoing, Producer, PublishError};
-use crate::kafka::record::{CALL_PREFIX, CE_ID, METHOD, TARGET, TRACEPARENT};
+use crate::kafka::record::{self, CALL_PREFIX, CE_ID, METHOD, TARGET, TRACEPARENT};
 
 /// What the names of all headers begin with that tell of a death.
 pub const PREFIX: &str = "wayside-dead-";
@@ -71,7 +73,8 @@ enum Cut {
     Value,
 }
 
-/// Writes a message to the dead letters and waits for the broker's acknowledgement. What is too large with its reason
+/// Writes a message to the dead letters and waits for the broker's acknowledgement. A slim message goes with its whole
+/// body if that was had: it must be complete when its claim is gone, and be put back so. What is too large with its reason
 /// goes without the call's headers, or in the end without its value, and says so in [`CUT`]: a lane must not wait for
 /// ever for what can never fit.
 ///
@@ -80,9 +83,27 @@ enum Cut {
 pub async fn send(
     producer: &Producer,
     topic: &str,
-    received: &Received,
+    (received, whole): (&Received, Option<&Bytes>),
     obituary: &Obituary<'_>,
 ) -> Result<Ack, PublishError> {
+    if let Some(whole) = whole {
+        let complete = Received {
+            value: whole.clone(),
+            headers: received
+                .headers
+                .entries()
+                .filter(|(name, _)| !is_of_claim(name))
+                .map(|(name, value)| (name.clone(), value))
+                .collect(),
+            topic: Arc::clone(&received.topic),
+            key: received.key.clone(),
+            ..*received
+        };
+        match write(producer, topic, &complete, (obituary, Cut::Nothing)).await {
+            Err(PublishError::TooLarge) => {}
+            settled => return settled,
+        }
+    }
     for cut in [Cut::Nothing, Cut::CallHeaders] {
         match write(producer, topic, received, (obituary, cut)).await {
             Err(PublishError::TooLarge) => {}
@@ -90,6 +111,11 @@ pub async fn send(
         }
     }
     write(producer, topic, received, (obituary, Cut::Value)).await
+}
+
+/// Whether a header tells that a record is slim.
+fn is_of_claim(name: &str) -> bool {
+    name.starts_with(record::CLAIM) || name == record::CE_DATAREF
 }
 
 async fn write(

@@ -2,6 +2,7 @@
 //! answer a verdict.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, MAX_FORWARDS};
@@ -14,11 +15,12 @@ use super::hydrate::Hydrate;
 use super::verdict::{self, Table, Verdict};
 use crate::body::Body;
 use crate::claims::Reference;
-use crate::config::model::Hydrate as Mode;
+use crate::claims::id::{self, Form};
+use crate::config::model::{Hydrate as Mode, Unhydrated};
 use crate::error::{Error, Kind};
 use crate::kafka::record::{Claim, ClaimRef, Decoded, digest_text};
 use crate::messages::{Answer, BODY_MAX};
-use crate::reply::headers::{ATTEMPT, CLAIM, MESSAGE_ID, REPR_DIGEST};
+use crate::reply::headers::{ATTEMPT, CLAIM, HYDRATION, MESSAGE_ID, REPR_DIGEST};
 use crate::service::{Call, Leash, Request, is_grpc};
 use crate::telemetry::spans::Open;
 use crate::telemetry::trace::{TRACEPARENT, Trace};
@@ -36,6 +38,10 @@ pub struct Deliver {
     pub hydrate: Arc<Hydrate>,
     /// What is done about them.
     pub mode: Mode,
+    /// What becomes of a message whose body can not be fetched.
+    pub unhydrated: Unhydrated,
+    /// Topics whose claims the topic's records may carry, besides its own: those whose dead letters it takes.
+    pub letters_of: Vec<String>,
     /// What its answers mean.
     pub verdicts: Table,
     /// The path that gets every message; `None` restores the call as it was made.
@@ -50,6 +56,8 @@ pub struct Deliver {
 pub struct Delivery {
     /// Its id.
     pub id: Uuid,
+    /// The topic that its record is in.
+    pub topic: Arc<str>,
     /// What its record says.
     pub record: Decoded,
     /// The record's path and query in canonical form, or why that has none.
@@ -87,16 +95,19 @@ impl Deliver {
     pub async fn attempt(&self, delivery: &Delivery, attempt: &Attempt<'_>) -> Attempted {
         let own = attempt.span.and_then(Open::trace);
         let trace = own.unwrap_or(&delivery.trace);
-        let request = match self.request(delivery, attempt.number, trace).await {
+        let unmade = |verdict, error| Attempted {
+            verdict,
+            status: None,
+            answer: None,
+            error: Some(error),
+        };
+        let body = match self.body(delivery, trace).await {
+            Ok(body) => body,
+            Err(error) => return unmade(self.unhydrated(&error), error),
+        };
+        let request = match self.request(delivery, body, (attempt.number, trace)) {
             Ok(request) => request,
-            Err(error) => {
-                return Attempted {
-                    verdict: verdict::of_record(&error),
-                    status: None,
-                    answer: None,
-                    error: Some(error),
-                };
-            }
+            Err(error) => return unmade(verdict::of_record(&error), error),
         };
         let call = Box::new(Call {
             started: tokio::time::Instant::now(),
@@ -143,11 +154,11 @@ impl Deliver {
     }
 
     /// The call as it was made, or as the subscription's path says.
-    async fn request(
+    fn request(
         &self,
         delivery: &Delivery,
-        attempt: u32,
-        trace: &Trace,
+        content: Content,
+        (attempt, trace): (u32, &Trace),
     ) -> Result<Request, Error> {
         let record = &delivery.record;
         let target = match (&self.path, &delivery.target) {
@@ -168,7 +179,6 @@ impl Deliver {
         let mut headers = record.headers.clone();
         // It counts hops of the call as it was made; here it could only keep the delivery from the app.
         headers.remove(MAX_FORWARDS);
-        let body = self.body(delivery, trace, &mut headers).await?;
         if let Some(content_type) = &record.content_type {
             headers.insert(CONTENT_TYPE, content_type.clone());
         }
@@ -177,19 +187,19 @@ impl Deliver {
             .as_ref()
             .and_then(|host| HeaderValue::from_str(host).ok());
         headers.insert(HOST, host.unwrap_or_else(|| self.host.clone()));
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(content.body.len()));
         headers.insert(TRACEPARENT, trace.header());
         let state = record.tracestate.as_deref().map(HeaderValue::from_str);
         if let Some(Ok(state)) = state {
             headers.insert(TRACESTATE, state);
         }
-        let mut request = Request::new(Body::full(body));
+        let mut request = Request::new(Body::full(content.body));
         *request.method_mut() = method;
         *request.uri_mut() = Uri::from(target);
         *request.headers_mut() = headers;
         request.headers_mut().extend(delivery.dead.clone());
         // Ours go in last, so that no record can forge them.
-        self.sign(delivery, attempt, request.headers_mut())?;
+        self.sign(delivery, attempt, (content.form, request.headers_mut()))?;
         Ok(request)
     }
 
@@ -206,41 +216,84 @@ impl Deliver {
         }
     }
 
-    /// The slim body, or the whole one for an eager subscription.
-    async fn body(
-        &self,
-        delivery: &Delivery,
-        trace: &Trace,
-        headers: &mut HeaderMap,
-    ) -> Result<Bytes, Error> {
-        let claim = match &delivery.record.claim {
-            Claim::Absent => return Ok(delivery.body.clone()),
-            Claim::Damaged => {
+    /// The record's body, or what the subscription makes of it.
+    async fn body(&self, delivery: &Delivery, trace: &Trace) -> Result<Content, Error> {
+        let plain = |form| Content {
+            body: delivery.body.clone(),
+            form,
+        };
+        let claim = match (&delivery.record.claim, &self.mode) {
+            (Claim::Absent, _) => return Ok(plain(ContentForm::Whole)),
+            (Claim::Damaged, _) => {
                 return Err(Error::new(
                     Kind::ClaimDamaged,
                     "what names its claim is malformed",
                 ));
             }
-            Claim::Kept(claim) => claim,
+            (Claim::Kept(_), Mode::Never) => return Ok(plain(ContentForm::Alone)),
+            (Claim::Kept(_), Mode::Lazy) => return Ok(plain(ContentForm::Slim)),
+            (Claim::Kept(claim), Mode::Eager | Mode::Fields(_)) => claim,
         };
-        if self.mode != Mode::Eager {
-            return Ok(delivery.body.clone());
-        }
-        let reference = self.reference(delivery, claim)?;
         // Boxed: rare, and larger than all the rest, which every delivery pays for.
-        let whole = Box::pin(self.hydrate.whole(&reference, trace)).await?;
-        tracing::debug!(id = %delivery.id, origin = reference.origin, bytes = whole.len(), trace = trace.id(), "message hydrated");
-        if let Ok(digest) = HeaderValue::from_str(&digest_text(&claim.digest)) {
-            headers.insert(REPR_DIGEST, digest);
+        let hydrated = Box::pin(self.hydrated(delivery, claim, trace)).await;
+        match hydrated {
+            Err(error) if self.unhydrated == Unhydrated::DeliverSlim => {
+                tracing::warn!(id = %delivery.id, topic = &*delivery.topic, %error, trace = trace.id(), "message delivered slim");
+                Ok(plain(ContentForm::Unhydrated(error.kind())))
+            }
+            hydrated => hydrated,
         }
-        Ok(whole)
+    }
+
+    async fn hydrated(
+        &self,
+        delivery: &Delivery,
+        claim: &ClaimRef,
+        trace: &Trace,
+    ) -> Result<Content, Error> {
+        let reference = self.reference(delivery, claim)?;
+        let (body, form) = match &self.mode {
+            Mode::Fields(wanted) => {
+                let from = (&reference, &claim.fields[..]);
+                let body = self.hydrate.put_back(from, wanted, trace).await?;
+                (body, ContentForm::Partly)
+            }
+            _ => {
+                let body = self.hydrate.whole(&reference, trace).await?;
+                (body, ContentForm::Hydrated)
+            }
+        };
+        tracing::debug!(id = %delivery.id, origin = reference.origin, bytes = body.len(), trace = trace.id(), "message hydrated");
+        Ok(Content { body, form })
+    }
+
+    /// The whole body of a slim message, for its dead letter; `None` if it has none, or no subscription of its topic may
+    /// have it.
+    ///
+    /// # Errors
+    /// As [`Hydrate::whole`].
+    pub async fn whole(&self, delivery: &Delivery) -> Result<Option<Bytes>, Error> {
+        let Claim::Kept(claim) = &delivery.record.claim else {
+            return Ok(None);
+        };
+        let reference = self.reference(delivery, claim)?;
+        let whole = self.hydrate.whole(&reference, &delivery.trace).await?;
+        Ok(Some(whole))
+    }
+
+    /// What an attempt comes to whose body could not be fetched.
+    fn unhydrated(&self, error: &Error) -> Verdict {
+        match self.unhydrated {
+            Unhydrated::DeadLetter => verdict::without_body(error),
+            Unhydrated::Retry | Unhydrated::DeliverSlim => verdict::of_claim(error),
+        }
     }
 
     fn sign(
         &self,
         delivery: &Delivery,
         attempt: u32,
-        headers: &mut HeaderMap,
+        (form, headers): (ContentForm, &mut HeaderMap),
     ) -> Result<(), Error> {
         let mut put = |name, value: String| {
             if let Ok(value) = HeaderValue::from_str(&value) {
@@ -249,7 +302,15 @@ impl Deliver {
         };
         put(MESSAGE_ID, delivery.id.to_string());
         put(ATTEMPT, attempt.to_string());
-        if let (Mode::Lazy, Claim::Kept(claim)) = (self.mode, &delivery.record.claim) {
+        let Claim::Kept(claim) = &delivery.record.claim else {
+            return Ok(());
+        };
+        match form {
+            ContentForm::Hydrated => put(REPR_DIGEST, digest_text(&claim.digest)),
+            ContentForm::Unhydrated(why) => put(HYDRATION, why.word().to_owned()),
+            ContentForm::Slim | ContentForm::Partly | ContentForm::Whole | ContentForm::Alone => {}
+        }
+        if form.has_rest() {
             // Without the address the slim body would pass for a whole one.
             let reference = self.reference(delivery, claim)?.encode();
             let reference = reference.ok_or_else(|| {
@@ -263,21 +324,75 @@ impl Deliver {
         Ok(())
     }
 
+    /// Where a message's whole body is.
+    ///
+    /// # Errors
+    /// [`Kind::ClaimDamaged`] for a record that names none, or one of another topic's; [`Kind::Unresolved`] if its address
+    /// is to be made by a template that the config does not have.
     fn reference(&self, delivery: &Delivery, claim: &ClaimRef) -> Result<Reference, Error> {
-        let (origin, instance) = delivery.record.origin.clone().ok_or_else(|| {
-            Error::new(
-                Kind::ClaimDamaged,
-                "it does not say which service keeps its claim",
-            )
-        })?;
+        let wrong = |detail| Error::new(Kind::ClaimDamaged, detail);
+        let origin = delivery.record.origin.clone();
+        let (origin, instance) =
+            origin.ok_or_else(|| wrong("it does not say which service keeps its claim"))?;
+        let said = id::look(&claim.id).ok_or_else(|| wrong("what names its claim is malformed"))?;
+        // Whoever may write to one topic and read another could otherwise have the other's bodies delivered.
+        let own = std::iter::once(&*delivery.topic);
+        let mut topics = own.chain(self.letters_of.iter().map(String::as_str));
+        if !topics.any(|topic| id::audience(topic) == said.audience) {
+            return Err(wrong("its claim was made for another topic"));
+        }
+        let path = match said.form {
+            Form::Folder | Form::Shared => String::new(),
+            Form::Nowhere => {
+                let origin = self.hydrate.origin(&claim.id).ok_or_else(|| {
+                    let detail = "its body is at its service's own API, at an address that no `origin` of `claims` here makes: name the same one as the service does";
+                    Error::new(Kind::Unresolved, detail)
+                })?;
+                origin.path(&delivery.body)?
+            }
+        };
+        let media_type = delivery.record.content_type.as_ref();
+        let media_type = media_type.and_then(|media_type| media_type.to_str().ok());
         Ok(Reference {
             origin,
             instance,
             claim: claim.id.clone(),
+            path,
+            media_type: media_type.unwrap_or_default().to_owned(),
             digest: claim.digest,
             size: claim.size,
             expires: claim.expires,
+            made: delivery.record.time.unwrap_or(SystemTime::UNIX_EPOCH),
         })
+    }
+}
+
+/// What is delivered of a message.
+struct Content {
+    body: Bytes,
+    form: ContentForm,
+}
+
+/// How what is delivered differs from what was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ContentForm {
+    /// It never was slim.
+    Whole,
+    /// It is whole again.
+    Hydrated,
+    /// Some fields are back; the address of the rest goes with it.
+    Partly,
+    /// It is slim, with the address of the rest.
+    Slim,
+    /// It is slim, since the rest was not to be had; its address goes with it all the same.
+    Unhydrated(Kind),
+    /// It is slim, and that is all the app wants.
+    Alone,
+}
+
+impl ContentForm {
+    fn has_rest(self) -> bool {
+        matches!(self, Self::Slim | Self::Partly | Self::Unhydrated(_))
     }
 }
 

@@ -26,6 +26,9 @@ pub enum Verdict {
     Drop,
     /// The app was not reached: no attempt is used up; wait and probe.
     NotDelivered,
+    /// The app was not asked, since the body was not to be had: no attempt is used up; its lane waits, at least as long as
+    /// the given time.
+    NotHydrated(Option<Duration>),
 }
 
 impl Verdict {
@@ -37,6 +40,7 @@ impl Verdict {
             Self::DeadLetter(_) => "dead-letter",
             Self::Drop => "drop",
             Self::NotDelivered => "not-delivered",
+            Self::NotHydrated(_) => "not-hydrated",
         }
     }
 }
@@ -114,21 +118,42 @@ pub fn of_error(error: &Error) -> Verdict {
     }
 }
 
-/// Judges a record that did not become a call, because of what is in it or because its claim was not to be had.
+/// Judges a record that did not become a call because of what is in it.
 pub fn of_record(error: &Error) -> Verdict {
     match error.kind() {
         Kind::BadRequest => {
             Verdict::DeadLetter(format!("the record makes no call: {}", error.detail()))
         }
+        _ => of_claim(error),
+    }
+}
+
+/// Judges a message whose body was not to be had.
+pub fn of_claim(error: &Error) -> Verdict {
+    match error.kind() {
         // The whole body is gone for good: no attempt brings it back.
-        Kind::Expired | Kind::ClaimDamaged => {
-            Verdict::DeadLetter(format!("the claim can not be hydrated: {}", error.detail()))
-        }
-        // Its origin is away and the app was not asked, so the message waits, until its claim expires at the longest.
-        Kind::Unreachable => Verdict::NotDelivered,
-        // Not here, slow, or a service that nobody configured: another replica, time or a reload may help.
+        Kind::Expired
+        | Kind::ClaimDamaged
+        | Kind::ClaimChanged
+        | Kind::BadRequest
+        | Kind::NotJson => without_body(error),
+        // Its origin or its store is away or slow, and the app was not asked, so the message waits, until its claim expires
+        // at the longest.
+        Kind::Unreachable
+        | Kind::Deadline
+        | Kind::Overloaded
+        | Kind::ClaimStore
+        | Kind::Reset
+        | Kind::TlsFailed => Verdict::NotHydrated(error.retry_after()),
+        // Not here, or of a service that nobody configured: another replica, time or a reload may help. Whoever writes
+        // such a record must not hold up a lane for as long as he likes.
         _ => Verdict::Retry(error.retry_after()),
     }
+}
+
+/// Gives up a message whose body was not to be had.
+pub fn without_body(error: &Error) -> Verdict {
+    Verdict::DeadLetter(format!("the claim can not be hydrated: {}", error.detail()))
 }
 
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
@@ -256,21 +281,19 @@ mod tests {
 
     #[test]
     fn a_claim_that_is_gone_is_final_and_one_that_is_not_to_be_had_now_is_not() {
-        let check = |kind| of_record(&Error::new(kind, "why"));
-        for kind in [Kind::Expired, Kind::ClaimDamaged, Kind::BadRequest] {
+        let check = |kind| of_claim(&Error::new(kind, "why"));
+        for kind in [
+            Kind::Expired,
+            Kind::ClaimDamaged,
+            Kind::ClaimChanged,
+            Kind::BadRequest,
+        ] {
             assert!(matches!(check(kind), Verdict::DeadLetter(_)), "{kind:?}");
         }
-        assert_eq!(
-            check(Kind::Unreachable),
-            Verdict::NotDelivered,
-            "its origin is away"
-        );
-        for kind in [
-            Kind::Unknown,
-            Kind::Unresolved,
-            Kind::Deadline,
-            Kind::BadAnswer,
-        ] {
+        for kind in [Kind::Unreachable, Kind::Deadline, Kind::ClaimStore] {
+            assert_eq!(check(kind), Verdict::NotHydrated(None), "{kind:?}");
+        }
+        for kind in [Kind::Unknown, Kind::Unresolved, Kind::BadAnswer] {
             assert_eq!(check(kind), Verdict::Retry(None), "{kind:?}");
         }
     }

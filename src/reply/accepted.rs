@@ -39,8 +39,11 @@ pub struct SpoolKept {
 /// How durable a claim is.
 #[derive(Debug, Serialize)]
 pub struct ClaimKept {
-    /// What the store outlives.
-    pub survives: Survives,
+    /// The kind of store: `disk`, `object` or `origin`.
+    pub kept: &'static str,
+    /// What the store outlives; absent where nothing is kept, so that its service answers for the body.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub survives: Option<Survives>,
     /// Bytes of the whole body.
     pub size: u64,
     /// Until when it is served, RFC 3339.
@@ -126,7 +129,8 @@ mod tests {
             survives: Survives::Volume,
         });
         accepted.claim = Some(ClaimKept {
-            survives: Survives::Pod,
+            kept: "disk",
+            survives: Some(Survives::Pod),
             size: 94,
             expires: "2026-11-23T23:02:25Z".into(),
         });

@@ -12,6 +12,8 @@ pub const MESSAGE_ID: HeaderName = HeaderName::from_static("wayside-message-id")
 pub const ATTEMPT: HeaderName = HeaderName::from_static("wayside-attempt");
 /// On a delivery of a slim message: where the whole body is.
 pub const CLAIM: HeaderName = HeaderName::from_static("wayside-claim");
+/// On a delivery that should have been hydrated and was not: why, in the word of the refusal.
+pub const HYDRATION: HeaderName = HeaderName::from_static("wayside-hydration");
 /// On an app's answer to a delivery: its verdict in a word, above its status. On that answer given to a caller who
 /// waited for it: the verdict it had.
 pub const VERDICT: HeaderName = HeaderName::from_static("wayside-verdict");

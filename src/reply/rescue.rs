@@ -102,7 +102,9 @@ fn grpc_status(kind: Kind) -> u16 {
         Kind::NotAllowed => 7,
         Kind::RateLimited | Kind::BodyTooLarge | Kind::RecordTooLarge => 8,
         Kind::NoRoute | Kind::NotFound | Kind::MethodNotAllowed | Kind::NotImplemented => 12,
-        Kind::Internal | Kind::BadAnswer | Kind::ClaimDamaged | Kind::Loop => 13,
+        Kind::Internal | Kind::BadAnswer | Kind::ClaimChanged | Kind::ClaimDamaged | Kind::Loop => {
+            13
+        }
         Kind::BadRequest
         | Kind::NotJson
         | Kind::KeyMissing
@@ -112,7 +114,7 @@ fn grpc_status(kind: Kind) -> u16 {
         | Kind::TargetTooLong => 3,
         Kind::KeyInProgress => 10,
         Kind::CallerGone | Kind::CallerLeft => 1,
-        Kind::Unknown | Kind::Expired => 5,
+        Kind::Unknown | Kind::Expired | Kind::Elsewhere => 5,
         Kind::Overloaded
         | Kind::Unresolved
         | Kind::Unreachable
@@ -158,6 +160,8 @@ fn title(kind: Kind) -> &'static str {
         Kind::RecordTooLarge => "The record is too large for the broker",
         Kind::Unknown => "Not known here",
         Kind::Expired => "No longer kept",
+        Kind::Elsewhere => "Another instance keeps the body",
+        Kind::ClaimChanged => "The body is another one by now",
         Kind::ClaimDamaged => "The kept body is damaged",
         Kind::ClaimStore => "The body can not be kept",
         Kind::Spool => "The message can not be kept",
@@ -197,7 +201,8 @@ fn proxy_status(kind: Kind) -> &'static str {
         Kind::BadAnswer => "http_protocol_error",
         Kind::Deadline => "http_response_timeout",
         Kind::BrokerAway | Kind::TopicUnknown | Kind::BrokerRefused => "destination_unavailable",
-        Kind::ClaimDamaged => "http_response_incomplete",
+        Kind::Elsewhere => "destination_not_found",
+        Kind::ClaimChanged | Kind::ClaimDamaged => "http_response_incomplete",
         Kind::ClaimStore | Kind::Spool | Kind::Internal => "proxy_internal_error",
     }
 }

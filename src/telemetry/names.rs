@@ -84,6 +84,16 @@ names! {
     HEADERS_UNREAD = "wayside_record_headers_unread_total", "headers of records left out since their names are not UTF-8";
     /// Labels: `mode` (`lazy`, `eager`), `outcome` (`whole`, `fields`, `unchanged`, or the word of the refusal).
     HYDRATIONS = "wayside_hydrations_total", "claims asked for";
+    /// Label: `mode` (`lazy`, `eager`).
+    HYDRATIONS_CACHED = "wayside_hydrations_cached_total", "claims had without asking anybody";
+    /// Label: `mode` (`lazy`, `eager`).
+    HYDRATED_BYTES = "wayside_hydrated_bytes_total", "bytes of claims that were fetched";
+    /// No label.
+    HYDRATE_SECONDS = "wayside_hydrate_seconds", "from the first request for a claim to its last byte, of those not had already";
+    /// Label: `outcome` (`inlined`, `referenced`).
+    DEAD_CLAIMS = "wayside_dead_letter_claims_total", "dead letters of slim messages, by whether the whole body is in them";
+    /// Label: `store`.
+    CLAIM_EVICTED = "wayside_claim_evicted_bytes_total", "bytes of claims that went before their time";
     /// Label: `store`.
     CLAIM_BYTES = "wayside_claim_bytes", "bytes that a claim store has on disk";
     /// No label.

@@ -174,9 +174,11 @@ fn the_reference_has_every_accepted_key_and_no_other() {
         "kafka.properties.compression.type",
     ];
     expected.extend(free.map(str::to_owned));
-    // `slim.drop` stands in a line of its own, in short form, as it cannot stand beside `keep`.
-    expected.remove("outbound.routes[].publish.slim.drop");
-    assert!(reference().contains("slim: { drop: "));
+    // `slim.drop` and `over` stand in a line of their own, in short form, as they cannot stand beside `keep`.
+    for beside in ["drop", "over"] {
+        expected.remove(&format!("outbound.routes[].publish.slim.{beside}"));
+    }
+    assert!(reference().contains("slim: { drop: [/document], over: 2KiB, "));
     assert_eq!(found, expected);
 }
 

@@ -478,7 +478,7 @@ async fn an_eager_message_waits_for_its_origin_at_no_attempt() {
     let receiver = receiving(app.address, &orders_at(inbound), &[rule]).await;
     let labels = [
         &*format!("subscription=\"{topic}\""),
-        "verdict=\"not-delivered\"",
+        "verdict=\"not-hydrated\"",
     ];
     let missed =
         async || (receiver.metric("wayside_deliveries_total", &labels) >= 2.0).then_some(());

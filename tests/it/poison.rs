@@ -2,6 +2,8 @@
 
 use super::event::{digest, orders_at, path_of, receiving};
 use super::subscription::{FAST, bodies, calls, ended, subscribed};
+use wayside::claims::id::{Place, Signer, audience};
+
 use crate::support::app::{Answer, App};
 use crate::support::broker::{self, Written, plain};
 use crate::support::client::{get, post};
@@ -228,6 +230,15 @@ async fn no_record_makes_the_sidecar_connect_to_a_place_that_is_not_configured()
     ];
     let receiver = receiving(app.address, &orders_at(orders.address), &rules).await;
     let whole = digest("whole");
+    // Well-formed, for this topic, and signed by somebody else.
+    let place = Place {
+        audience: audience(&topic),
+        segment: 1,
+        offset: 32,
+        length: 5,
+        expires: u64::MAX,
+    };
+    let forged = Signer::new(&[7; 32], "orders").sign(&place);
     let origins = [
         format!("evil/{at}"),
         format!("orders/{at}"),
@@ -239,7 +250,7 @@ async fn no_record_makes_the_sidecar_connect_to_a_place_that_is_not_configured()
             vec![
                 ("wayside-target", "/ok"),
                 ("wayside-origin", origin),
-                ("wayside-claim", "AQID"),
+                ("wayside-claim", &*forged),
                 ("wayside-claim-fields", "[\"/lines\"]"),
                 ("wayside-claim-digest", &whole),
                 ("wayside-claim-size", "5"),

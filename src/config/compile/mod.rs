@@ -21,7 +21,7 @@ mod validation;
 mod verdicts;
 
 use super::address::parse_address;
-use super::model::{Config, Hydrate, Outbound, Subscription};
+use super::model::{ClaimTemplate, Config, Hydrate, Outbound, Subscription, Unhydrated};
 use super::names::parse_name;
 use super::raw::Node;
 use super::read::{At, Map, Source};
@@ -33,6 +33,10 @@ struct Around {
     services: Option<Vec<String>>,
     identities: Option<Vec<String>>,
     claims: Option<Vec<String>>,
+    /// The template of each store of `claims` that keeps nothing.
+    origins: Vec<Option<ClaimTemplate>>,
+    /// Whether a store of `claims` is no folder of this sidecar alone.
+    shared: bool,
     /// Bytes that each store of `claims` takes; shorter than `claims` if one is wrong.
     claims_max: Vec<u64>,
     queue_max: Option<usize>,
@@ -64,7 +68,9 @@ pub(super) fn config(root: &Node, source: Source<'_>) -> Option<Config> {
         services: file.or("services", Vec::new(), |at| at.keys()),
         identities: file.or("tls", Vec::new(), |at| at.keys()),
         claims: file.or("claims", Vec::new(), |at| at.keys()),
-        claims_max: claims.iter().flatten().map(|store| store.max).collect(),
+        origins: claims.iter().flatten().map(claims::template_of).collect(),
+        shared: claims.iter().flatten().any(claims::is_shared),
+        claims_max: claims.iter().flatten().map(claims::max).collect(),
         replies: kafka
             .as_ref()
             .map(|kafka| kafka.as_ref().is_some_and(|kafka| kafka.replies.is_some())),
@@ -113,13 +119,17 @@ pub(super) fn config(root: &Node, source: Source<'_>) -> Option<Config> {
     Some(config)
 }
 
-/// A lazy subscription needs the outbound door for `/.wayside/` alone.
+/// A subscription whose app may ask for bodies needs the outbound door for `/.wayside/` alone.
 fn or_hydrating(
     outbound: Option<Outbound>,
     subscriptions: Option<&[Subscription]>,
 ) -> Option<Outbound> {
-    let lazy = |subscription: &Subscription| subscription.hydrate == Hydrate::Lazy;
-    let asked = subscriptions.is_some_and(|all| all.iter().any(lazy));
+    let asks = |one: &Subscription| match (&one.hydrate, one.unhydrated) {
+        (Hydrate::Never, _) => false,
+        (Hydrate::Eager, unhydrated) => unhydrated == Unhydrated::DeliverSlim,
+        (Hydrate::Lazy | Hydrate::Fields(_), _) => true,
+    };
+    let asked = subscriptions.is_some_and(|all| all.iter().any(asks));
     outbound.or_else(|| {
         asked.then(|| Outbound {
             listen: doors::OUTBOUND_DEFAULT,
@@ -161,9 +171,18 @@ fn claims_are_reached(file: &Map<'_>) {
                 .and_then(|publish| publish.peek("slim"))
         })
         .collect();
-    match (file.find("claims"), slim.first()) {
-        (Some(claims), None) => claims.warning("no route has `slim`, so nothing is kept here"),
-        (Some(_), Some(slim)) if file.find("inbound").is_none() => {
+    let Some(claims) = file.find("claims") else {
+        return;
+    };
+    let names = claims.keys().unwrap_or_default();
+    let stores = names.iter().filter_map(|name| claims.peek(name));
+    let (own, shared): (Vec<_>, Vec<_>) = stores.partition(|store| store.peek("disk").is_some());
+    match slim.first() {
+        // A subscription reads from a shared store, and asks an origin by its template.
+        None if shared.is_empty() || file.find("subscriptions").is_none() => {
+            claims.warning("no route has `slim`, so nothing is kept here");
+        }
+        Some(slim) if !own.is_empty() && file.find("inbound").is_none() => {
             slim.warning("without `inbound` no other sidecar can fetch the bodies that are kept");
         }
         _ => {}

@@ -21,6 +21,8 @@ const LIMITS_DEFAULT: Limits = Limits {
     replay: 64 << 10,
     replay_total: 32 << 20,
     claim: 10 << 20,
+    claim_cache: 32 << 20,
+    claim_fetches: 32,
     results: 32 << 20,
 };
 
@@ -85,6 +87,10 @@ pub(super) fn limits(file: &Map<'_>) -> Option<Limits> {
         let replay_total =
             map.or("replay_total", default.replay_total, |at| at.bytes(0..=8 << 30));
         let claim = map.or("claim", default.claim, |at| at.bytes(1 << 10..=1 << 30));
+        let claim_cache =
+            map.or("claim_cache", default.claim_cache, |at| at.bytes(0..=64 << 30));
+        let claim_fetches =
+            map.or("claim_fetches", default.claim_fetches, |at| at.count(1..=10_000));
         let results = map.or("results", default.results, |at| at.bytes(64 << 10..=8 << 30));
         let (replay, replay_total) = (replay?, replay_total?);
         if replay > replay_total {
@@ -101,6 +107,8 @@ pub(super) fn limits(file: &Map<'_>) -> Option<Limits> {
             replay,
             replay_total,
             claim: claim?,
+            claim_cache: claim_cache?,
+            claim_fetches: claim_fetches?,
             results: results?,
         })
     })

@@ -211,7 +211,8 @@ fn body_fits(map: &Map<'_>, publish: &Publish, around: &Around) -> bool {
     let body = publish.max_body as u64;
     let (limit, name) = match &publish.slim {
         Some(slim) => match around.claims_max.get(slim.claim.0) {
-            Some(max) => (*max, "`max` of the store that keeps it"),
+            Some(max) if *max < u64::MAX => (*max, "`max` of the store that keeps it"),
+            Some(_) => return true,
             None => return true,
         },
         None => match (around.queue_max, around.spool_max) {

@@ -2,7 +2,7 @@
 
 use super::Around;
 use crate::config::diagnostic::{Invalid, quoted};
-use crate::config::model::{ClaimIndex, Pointer, Slim, SlimRule};
+use crate::config::model::{ClaimIndex, ClaimTemplate, Pointer, Slim, SlimRule};
 use crate::config::patterns::parse_pointer;
 use crate::config::read::{At, Map, all, listed};
 use crate::config::words::{SLIM, nearest};
@@ -15,26 +15,50 @@ pub(super) fn slim(at: &At<'_>, around: &Around) -> Option<Slim> {
     let map = at.map(&SLIM)?;
     let keep = map.maybe("keep", pointers);
     let drop = map.maybe("drop", pointers);
+    let over = map.maybe("over", |at| at.bytes(16..=256 << 20));
+    let whole_over = map.maybe("whole_over", |at| at.bytes(0..=256 << 20));
     let claim = claim(&map, around);
-    let rule = match (keep?, drop?) {
-        (Some(keep), None) => SlimRule::Keep(keep),
-        (None, Some(drop)) => SlimRule::Drop(drop),
-        (Some(_), Some(_)) => {
+    let rule = match (keep?, drop?, over?) {
+        (Some(keep), None, None) => SlimRule::Keep(keep),
+        (None, Some(fields), over) => SlimRule::Drop { fields, over },
+        (None, None, Some(over)) => SlimRule::Drop {
+            fields: Vec::new(),
+            over: Some(over),
+        },
+        (Some(_), Some(_), _) => {
             at.error("`keep` and `drop` contradict one another; use one of them");
             return None;
         }
-        (None, None) => {
-            at.error("say what stays in the record (`keep`) or what does not (`drop`)");
+        (Some(_), None, Some(_)) => {
+            at.error(
+                "`keep` and `over` contradict one another: what is kept stays whatever its size; use one of them",
+            );
+            return None;
+        }
+        (None, None, None) => {
+            at.error(
+                "say what stays in the record (`keep`) or what does not (`drop`, or `over` a size)",
+            );
             return None;
         }
     };
+    let (whole_over, claim) = (whole_over?, claim?);
+    let origin = around.origins.get(claim.0).and_then(Option::as_ref);
+    if let Some(template) = origin {
+        address_can_be_made(&map, &rule, template)?;
+        if let Some(at) = map.find("whole_over") {
+            at.error("the store keeps nothing and makes the address of a body of its fields, which only JSON has");
+            return None;
+        }
+    }
     Some(Slim {
         rule,
-        claim: claim?,
+        whole_over,
+        claim,
     })
 }
 
-fn pointers(at: &At<'_>) -> Option<Vec<Pointer>> {
+pub(super) fn pointers(at: &At<'_>) -> Option<Vec<Pointer>> {
     let list = at.list(POINTERS_MAX, "[/id, /total]")?;
     if list.is_empty() {
         at.error("name at least one field, such as /id");
@@ -62,6 +86,24 @@ fn pointers(at: &At<'_>) -> Option<Vec<Pointer>> {
         apart = false;
     }
     apart.then_some(pointers)
+}
+
+/// Whether the fields stay in the record of which a reader makes the body's address.
+fn address_can_be_made(map: &Map<'_>, rule: &SlimRule, template: &ClaimTemplate) -> Option<()> {
+    let inside =
+        |all: &[Pointer], one: &Pointer| all.iter().any(|outer| one.0.starts_with(&outer.0));
+    let stays = |field: &&Pointer| match rule {
+        SlimRule::Keep(fields) => inside(fields, field),
+        SlimRule::Drop { fields, .. } => !inside(fields, field),
+    };
+    let Some(lost) = template.fields().find(|field| !stays(field)) else {
+        return Some(());
+    };
+    let at = map.find("keep").or_else(|| map.find("drop"));
+    at.unwrap_or_else(|| map.at().clone()).error(format!(
+        "`{lost}` must stay in the record: the address of the body is made of it (`{template}`)"
+    ));
+    None
 }
 
 /// The store that is named, or the only one.

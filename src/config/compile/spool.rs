@@ -1,7 +1,7 @@
 //! `spool`: the durable log before the broker.
 
 use super::claims::{folder, survives};
-use crate::config::model::{ClaimStore, Spool, Survives};
+use crate::config::model::{ClaimPlace, ClaimStore, Spool, Survives};
 use crate::config::read::{At, Map};
 use crate::config::words::SPOOL;
 
@@ -35,7 +35,10 @@ pub(super) fn check(file: &Map<'_>, spool: Option<&Spool>, claims: &[ClaimStore]
     if file.find("kafka").is_none() {
         at.error("messages go on to a broker: add a `kafka` section, or leave `spool` out");
     }
-    if let Some(store) = claims.iter().find(|store| store.disk == spool.path) {
+    if let Some(store) = claims
+        .iter()
+        .find(|store| matches!(&store.place, ClaimPlace::Disk(disk) if disk.path == spool.path))
+    {
         let at = at.peek("path").unwrap_or(at);
         at.error(format!(
             "the claim store `{}` has this folder already; each needs its own",

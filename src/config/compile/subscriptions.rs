@@ -3,8 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::{Around, retry, verdicts};
-use crate::config::model::{Full, Hydrate, Ordering, Subscription, Window};
+use super::{Around, retry, slim, verdicts};
+use crate::config::model::{Full, Hydrate, Ordering, Subscription, Unhydrated, Window};
 use crate::config::names::{parse_group, parse_topic};
 use crate::config::patterns::parse_path;
 use crate::config::read::{At, Map, all};
@@ -77,12 +77,8 @@ fn subscription(at: &At<'_>, around: &Around) -> Option<Subscription> {
     }
     attempts_end_somewhere(&map);
     dead_letters_go_somewhere(&map, window.as_ref(), quarantine);
-    let eager = map
-        .find("hydrate")
-        .filter(|_| hydrate == Some(Hydrate::Eager));
-    if let (Some(at), Some([])) = (eager, around.services.as_deref()) {
-        at.warning("bodies are fetched from the service that made them, but `services` names none");
-    }
+    let unhydrated = map.maybe("unhydrated", unhydrated);
+    bodies_are_fetched(&map, hydrate.as_ref(), unhydrated.flatten(), around);
     let (path, timeout) = deliver?;
     Some(Subscription {
         topic: topic?,
@@ -93,6 +89,7 @@ fn subscription(at: &At<'_>, around: &Around) -> Option<Subscription> {
         timeout,
         concurrency: concurrency?,
         hydrate: hydrate?,
+        unhydrated: unhydrated?.unwrap_or_default(),
         retry: retry?,
         dead_letter: dead_letter?,
         ordering: ordering?,
@@ -125,16 +122,50 @@ fn deliver(at: &At<'_>) -> Option<(Option<String>, Duration)> {
 
 fn hydrate(at: &At<'_>) -> Option<Hydrate> {
     if at.is_list() {
-        at.error(
-            "a list of fields is not available in this version; use `never`, `lazy` or `eager`",
-        );
-        return None;
+        return slim::pointers(at).map(Hydrate::Fields);
     }
+    let mode = at.word(&[
+        ("never", Some(Some(false))),
+        ("lazy", Some(None)),
+        ("eager", Some(Some(true))),
+    ])?;
+    Some(match mode {
+        Some(false) => Hydrate::Never,
+        None => Hydrate::Lazy,
+        Some(true) => Hydrate::Eager,
+    })
+}
+
+fn unhydrated(at: &At<'_>) -> Option<Unhydrated> {
     at.word(&[
-        ("never", Some(Hydrate::Never)),
-        ("lazy", Some(Hydrate::Lazy)),
-        ("eager", Some(Hydrate::Eager)),
+        ("retry", Some(Unhydrated::Retry)),
+        ("deliver-slim", Some(Unhydrated::DeliverSlim)),
+        ("dead-letter", Some(Unhydrated::DeadLetter)),
     ])
+}
+
+/// Whether what is fetched before a delivery can be fetched, and goes somewhere if not.
+fn bodies_are_fetched(
+    map: &Map<'_>,
+    hydrate: Option<&Hydrate>,
+    unhydrated: Option<Unhydrated>,
+    around: &Around,
+) {
+    let before = hydrate.is_some_and(Hydrate::is_before);
+    let none = around.services.as_ref().is_some_and(Vec::is_empty);
+    if let (Some(at), true, true) = (map.find("hydrate"), before, none && !around.shared) {
+        at.warning("bodies are fetched from the service that made them, but `services` names none");
+    }
+    let Some(at) = map.find("unhydrated") else {
+        return;
+    };
+    let unusual = unhydrated.is_some_and(|unhydrated| unhydrated != Unhydrated::Retry);
+    if hydrate.is_some() && !before && unusual {
+        at.error("nothing is fetched before a delivery: it goes with `hydrate: eager` or a list of fields");
+    }
+    if let (Some(Unhydrated::DeadLetter), None) = (unhydrated, map.find("dead_letter")) {
+        at.error("there is no topic for dead letters: add `dead_letter`, or use `retry`");
+    }
 }
 
 fn attempts_end_somewhere(map: &Map<'_>) {

@@ -3,19 +3,24 @@
 //! Everything here is plain data. It knows no socket, clock, runtime or broker client, so that `check`, `explain`
 //! and the tests can use it without starting anything.
 
+mod claims;
 mod forward;
 mod schema;
 mod service;
 mod subscription;
 mod telemetry;
 
+pub use claims::{
+    Bucket, ClaimFolder, ClaimObjects, ClaimPlace, ClaimStore, ClaimTemplate, ObjectPlace,
+    TemplatePart, WhenFull,
+};
 pub use forward::{Backoff, ENDLESS, Forward, PathRewrite, Piece, Retry, Rewrite, Timeouts};
 pub use schema::{MediaRange, Schema};
 pub use service::{
     Balance, Ejection, HashOf, Health, Limit, PeerName, Protocol, Rate, Service, ServiceTls,
     TlsFiles, TlsIndex,
 };
-pub use subscription::{Full, Hydrate, Judged, Means, Ordering, Subscription, Window};
+pub use subscription::{Full, Hydrate, Judged, Means, Ordering, Subscription, Unhydrated, Window};
 pub use telemetry::{Otlp, Share, Telemetry};
 
 use std::fmt;
@@ -339,18 +344,26 @@ impl Serialize for Pointer {
 pub struct Slim {
     /// What stays.
     pub rule: SlimRule,
+    /// Bytes above which a body that is not JSON is kept as a whole, so that its record's value is empty; `None` refuses
+    /// such bodies.
+    pub whole_over: Option<usize>,
     /// Where the whole body is kept.
     pub claim: ClaimIndex,
 }
 
-/// Which fields stay in the record. No pointer is a prefix of another.
+/// Which fields stay in the record. No pointer is a prefix of another; `*` stands for every element of an array.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SlimRule {
     /// Only these.
     Keep(Vec<Pointer>),
-    /// All but these.
-    Drop(Vec<Pointer>),
+    /// All but these, and but what is larger.
+    Drop {
+        /// Never stay.
+        fields: Vec<Pointer>,
+        /// Bytes of JSON above which any other value goes too; of values one inside the other the innermost.
+        over: Option<usize>,
+    },
 }
 
 /// Which headers of a call travel in its record, on top of the fixed rule of what never does.
@@ -449,22 +462,6 @@ pub struct Spool {
     pub survives: Survives,
 }
 
-/// A store of whole bodies.
-#[derive(Debug, Clone, Serialize)]
-pub struct ClaimStore {
-    /// The word used by `slim.claim`.
-    pub name: String,
-    /// Its folder; made if missing.
-    pub disk: PathBuf,
-    /// How long a claim is served; default 1 h.
-    #[serde(serialize_with = "duration")]
-    pub ttl: Duration,
-    /// What the folder outlives, told in every 202.
-    pub survives: Survives,
-    /// Bytes on disk; default 1 GiB. Above it a call is a 503.
-    pub max: u64,
-}
-
 /// What a folder outlives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -500,6 +497,10 @@ pub struct Limits {
     pub replay_total: usize,
     /// Bytes of a claim that is fetched for the app; default 10 MiB. Above it the claim is refused.
     pub claim: usize,
+    /// Bytes of fetched claims that are held for who asks next; default 32 MiB. Above it the least used goes.
+    pub claim_cache: usize,
+    /// Claims fetched from one service at the same time; default 32. Above it the next one waits.
+    pub claim_fetches: usize,
     /// Bytes of results kept for their askers; default 32 MiB. Above it the oldest is forgotten.
     pub results: usize,
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{Retry, duration, maybe_duration};
+use super::{Pointer, Retry, duration, maybe_duration};
 
 /// A topic delivered to the app.
 #[derive(Debug, Clone, Serialize)]
@@ -26,6 +26,8 @@ pub struct Subscription {
     pub concurrency: usize,
     /// What is done about claims.
     pub hydrate: Hydrate,
+    /// What becomes of a message whose body can not be fetched.
+    pub unhydrated: Unhydrated,
     /// Attempts and waits; attempts are of no effect without `dead_letter`.
     pub retry: Retry,
     /// Where a message goes whose attempts are used up.
@@ -102,7 +104,7 @@ pub enum Means {
 }
 
 /// What a subscription does about claims.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hydrate {
     /// The app gets the slim body and no address.
@@ -112,4 +114,26 @@ pub enum Hydrate {
     Lazy,
     /// The app gets the whole body.
     Eager,
+    /// The app gets the slim body with these fields put back, and an address for the rest.
+    Fields(Vec<Pointer>),
+}
+
+impl Hydrate {
+    /// Whether a body is fetched before it is delivered.
+    pub fn is_before(&self) -> bool {
+        matches!(self, Self::Eager | Self::Fields(_))
+    }
+}
+
+/// What becomes of a message whose body can not be fetched before it is delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unhydrated {
+    /// It waits with its lane as long as the body may come back, without using up attempts; the default.
+    #[default]
+    Retry,
+    /// It is delivered slim, with the address of the rest.
+    DeliverSlim,
+    /// It goes to the dead letters.
+    DeadLetter,
 }

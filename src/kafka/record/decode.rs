@@ -9,8 +9,8 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::{
-    CALL_PREFIX, CE_ID, CE_SOURCE, CE_TIME, CLAIM, CLAIM_DIGEST, CLAIM_EXPIRES, CLAIM_FIELDS,
-    CLAIM_SIZE, CONTENT_TYPE, ClaimRef, HOST, METHOD, ORIGIN, REPLY_BY, REPLY_FROM,
+    CALL_PREFIX, CE_DATAREF, CE_ID, CE_SOURCE, CE_TIME, CLAIM, CLAIM_DIGEST, CLAIM_EXPIRES,
+    CLAIM_FIELDS, CLAIM_SIZE, CONTENT_TYPE, ClaimRef, HOST, METHOD, ORIGIN, REPLY_BY, REPLY_FROM,
     REPLY_PARTITION, RESTORED_BYTES_MAX, RESTORED_MAX, Reply, TARGET, TRACEPARENT, TRACESTATE,
     TRACK, bound_to_connection, parse_digest, speaks_for_caller,
 };
@@ -105,11 +105,8 @@ struct Reader<'a> {
     out: Partial,
     id: Option<&'a str>,
     source: Option<&'a str>,
-    claim_id: Option<String>,
-    claim_fields: Option<Vec<String>>,
-    claim_digest: Option<[u8; 32]>,
-    claim_size: Option<u64>,
-    claim_expires: Option<SystemTime>,
+    claim: Claimed,
+    dataref: bool,
     /// Any header of a claim was there, well-formed or not.
     claimed: bool,
     track: Option<Track>,
@@ -117,6 +114,16 @@ struct Reader<'a> {
     reply_by: Option<SystemTime>,
     reply_from: Option<String>,
     restored_bytes: usize,
+}
+
+/// What the headers of a claim say, as far as they are well-formed.
+#[derive(Default)]
+struct Claimed {
+    id: Option<String>,
+    fields: Option<Vec<String>>,
+    digest: Option<[u8; 32]>,
+    size: Option<u64>,
+    expires: Option<SystemTime>,
 }
 
 #[derive(Default)]
@@ -164,6 +171,10 @@ impl<'a> Reader<'a> {
             TARGET => set(&mut out.target, text.and_then(target)),
             HOST => set(&mut out.host, text.and_then(host)),
             ORIGIN => set(&mut out.origin, text.and_then(origin)),
+            CE_DATAREF => {
+                self.dataref = true;
+                true
+            }
             TRACEPARENT => set(&mut out.traceparent, text.and_then(traceparent)),
             TRACESTATE => set(&mut out.tracestate, text.and_then(state)),
             _ if name.eq_ignore_ascii_case(CONTENT_TYPE) => {
@@ -180,14 +191,14 @@ impl<'a> Reader<'a> {
 
     fn claim_header(&mut self, name: &str, text: Option<&str>) -> bool {
         let known = match name {
-            CLAIM => set(&mut self.claim_id, text.and_then(claim_id)),
-            CLAIM_FIELDS => set(&mut self.claim_fields, text.and_then(pointers)),
-            CLAIM_DIGEST => set(&mut self.claim_digest, text.and_then(parse_digest)),
+            CLAIM => set(&mut self.claim.id, text.and_then(claim_id)),
+            CLAIM_FIELDS => set(&mut self.claim.fields, text.and_then(pointers)),
+            CLAIM_DIGEST => set(&mut self.claim.digest, text.and_then(parse_digest)),
             CLAIM_SIZE => set(
-                &mut self.claim_size,
+                &mut self.claim.size,
                 text.and_then(|text| text.parse().ok()),
             ),
-            CLAIM_EXPIRES => set(&mut self.claim_expires, text.and_then(time)),
+            CLAIM_EXPIRES => set(&mut self.claim.expires, text.and_then(time)),
             _ => return true,
         };
         self.claimed = true;
@@ -207,26 +218,7 @@ impl<'a> Reader<'a> {
                 derived(&["record", topic, &partition.to_string(), &offset.to_string()])
             }
         };
-        let whole = |id, fields, digest, size, expires| ClaimRef {
-            id,
-            fields,
-            digest,
-            size,
-            expires,
-        };
-        let claim = match (
-            self.claim_id,
-            self.claim_fields,
-            self.claim_digest,
-            self.claim_size,
-        ) {
-            (Some(id), Some(fields), Some(digest), Some(size)) => match self.claim_expires {
-                Some(expires) => Claim::Kept(whole(id, fields, digest, size, expires)),
-                None => Claim::Damaged,
-            },
-            _ if self.claimed => Claim::Damaged,
-            _ => Claim::Absent,
-        };
+        let claim = claim(self.claim, self.dataref, self.claimed);
         let (partition, by, from) = (self.reply_partition, self.reply_by, self.reply_from);
         let reply = self.track.map(|track| Reply {
             track,
@@ -265,6 +257,27 @@ impl<'a> Reader<'a> {
             time,
             ignored,
         }
+    }
+}
+
+fn claim(read: Claimed, all: bool, claimed: bool) -> Claim {
+    match read {
+        Claimed {
+            id: Some(id),
+            fields: Some(fields),
+            digest: Some(digest),
+            size: Some(size),
+            expires: Some(expires),
+        } => Claim::Kept(ClaimRef {
+            id,
+            fields,
+            all,
+            digest,
+            size,
+            expires,
+        }),
+        _ if claimed => Claim::Damaged,
+        _ => Claim::Absent,
     }
 }
 

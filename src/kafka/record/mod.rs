@@ -1,8 +1,8 @@
 //! What a message looks like as a record: the CloudEvents 1.0 Kafka binding in binary mode, readable by any client.
 //!
 //! The record's value is the call's body (or the slim one) byte for byte and never null; its headers are [`HEADERS`]
-//! and nothing else. `dataref` is not among them: that extension promises the whole body, and a slim record's claim
-//! is more than that.
+//! and nothing else. `dataref` is only among them where the whole body was left out: that extension promises the whole
+//! body, and most claims are of some fields.
 
 use std::borrow::Cow;
 use std::time::SystemTime;
@@ -52,6 +52,9 @@ pub const CLAIM_FIELDS: &str = "wayside-claim-fields";
 pub const CLAIM_DIGEST: &str = "wayside-claim-digest";
 /// The bytes of the whole body, in decimal.
 pub const CLAIM_SIZE: &str = "wayside-claim-size";
+/// Where the whole body is, if all of it was left out: `/.wayside/claims/` and the reference, at the origin's sidecar
+/// (CloudEvents `dataref`, which promises the whole body and nothing less).
+pub const CE_DATAREF: &str = "ce_dataref";
 /// Until when the claim is kept, RFC 3339.
 pub const CLAIM_EXPIRES: &str = "wayside-claim-expires";
 /// How much of the message's way its receivers report back: `verdict` or `all`. Absent: nothing.
@@ -84,6 +87,7 @@ pub const HEADERS: &[(&str, &str)] = &[
     (CLAIM_DIGEST, "if the body is slim"),
     (CLAIM_SIZE, "if the body is slim"),
     (CLAIM_EXPIRES, "if the body is slim"),
+    (CE_DATAREF, "if all of the body is left out"),
     (TRACK, "if replies are asked for"),
     (REPLY_PARTITION, "if replies are asked for and it is known"),
     (REPLY_BY, "if the caller waits"),
@@ -151,8 +155,10 @@ pub struct Reply {
 pub struct ClaimRef {
     /// The reference, opaque to everyone but the sidecar that made it.
     pub id: String,
-    /// The fields that were cut, as JSON pointers (RFC 6901).
+    /// The fields that were cut, as JSON pointers (RFC 6901), with `*` for every element of an array.
     pub fields: Vec<String>,
+    /// Whether nothing of the body is left in the record.
+    pub all: bool,
     /// SHA-256 of the whole body.
     pub digest: [u8; 32],
     /// Bytes of the whole body.
@@ -206,6 +212,9 @@ pub fn encode(message: &Message<'_>) -> Headers {
         to.push(CLAIM_FIELDS, pointers_text(&claim.fields).as_bytes());
         to.push(CLAIM_DIGEST, digest_text(&claim.digest).as_bytes());
         to.text(CLAIM_SIZE, &claim.size);
+        if claim.all {
+            to.put(CE_DATAREF, &[b"/.wayside/claims/", claim.id.as_bytes()]);
+        }
         to.text(
             CLAIM_EXPIRES,
             &humantime::format_rfc3339_millis(claim.expires),

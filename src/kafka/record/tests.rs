@@ -33,6 +33,7 @@ fn message() -> Message<'static> {
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
         tracestate: Some("rojo=00f067aa0ba902b7,congo=t61rcWkgMzE".into()),
         claim: Some(ClaimRef {
+            all: false,
             id: "c1.signed".into(),
             fields: vec!["/lines".into(), "/a,b/c d".into()],
             digest: [7; 32],

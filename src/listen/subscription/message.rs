@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, SemaphorePermit};
 use tokio::time::{Instant, sleep};
 
@@ -138,6 +139,11 @@ impl Subscription {
             let (why, wait) = match &attempted.verdict {
                 Verdict::Done | Verdict::Drop => return Ok(End::Done),
                 Verdict::NotDelivered => (None, None),
+                Verdict::NotHydrated(at_least) => {
+                    course.missed += 1;
+                    let wait = retry::wait(self.rule.retry.backoff, course.missed, fastrand::f64());
+                    (None, Some(wait.max(at_least.unwrap_or_default())))
+                }
                 // It is not about this message: as if the app had not been reached.
                 Verdict::DeadLetter(_) if shut == Some(Shut::Unauthorized) => (None, None),
                 Verdict::Retry(at_least) => {
@@ -199,6 +205,10 @@ impl Subscription {
 
     /// Tells the gate what an attempt says of the app, and returns why nothing goes to it, if so.
     fn feel(&self, course: &Course<'_>, attempted: &Attempted) -> Option<Shut> {
+        if matches!(attempted.verdict, Verdict::NotHydrated(_)) {
+            // The app was not asked.
+            return self.gate.shut();
+        }
         let sign = match (&attempted.verdict, attempted.status) {
             (Verdict::NotDelivered, _) => Sign::NotReached,
             (Verdict::DeadLetter(_), Some(401 | 403)) => Sign::Refused,
@@ -331,8 +341,11 @@ impl Subscription {
             first: course.first,
             group: &self.rule.group,
         };
+        let whole = self.whole(delivery).await;
         for refused in 1.. {
-            match dead_letter::send(&self.producer, topic, received, &obituary).await {
+            let letter =
+                dead_letter::send(&self.producer, topic, (received, whole.as_ref()), &obituary);
+            match letter.await {
                 Ok(_) => break,
                 Err(error) => {
                     tracing::error!(
@@ -367,6 +380,27 @@ impl Subscription {
         Ok(End::Dead)
     }
 
+    /// The whole body of a slim message, so that its letter is complete when the claim is gone. If it is not to be had now,
+    /// the letter has the reference.
+    async fn whole(&self, delivery: &Delivery) -> Option<Bytes> {
+        match self.deliver.whole(delivery).await {
+            Ok(None) => None,
+            Ok(Some(whole)) if whole.len() <= self.producer.record_max() => {
+                self.meters.inlined.increment(1);
+                Some(whole)
+            }
+            other => {
+                self.meters.referenced.increment(1);
+                let error = other.err().map(tracing::field::display);
+                tracing::warn!(
+                    id = %delivery.id, topic = self.rule.topic, error, trace = delivery.trace.id(),
+                    "a dead letter is slim: it is complete only as long as its claim is kept"
+                );
+                None
+            }
+        }
+    }
+
     /// Counts, logs, keeps and tells what an attempt came to.
     fn note(&self, delivery: &Delivery, attempted: &mut Attempted, attempt: u32) {
         let status = attempted.status;
@@ -385,7 +419,7 @@ impl Subscription {
             self.receipts.note(record, group, event, answer);
         };
         let what = match &attempted.verdict {
-            Verdict::NotDelivered => What::NotSent,
+            Verdict::NotDelivered | Verdict::NotHydrated(_) => What::NotSent,
             _ => What::Delivered,
         };
         note(what, None);
@@ -402,6 +436,7 @@ impl Subscription {
             }
             Verdict::Retry(_) => self.meters.retry.increment(1),
             Verdict::NotDelivered => self.meters.not_delivered.increment(1),
+            Verdict::NotHydrated(_) => self.meters.not_hydrated.increment(1),
             // Counted when it is written.
             Verdict::DeadLetter(_) => {}
         }
@@ -494,6 +529,7 @@ fn read(received: &Received) -> Delivery {
     let target = record.target.as_deref().map(head::target).transpose();
     Delivery {
         id: record.id,
+        topic: Arc::clone(&received.topic),
         target: target.map_err(|error| error.detail().to_owned()),
         record,
         body: received.value.clone(),

@@ -7,7 +7,6 @@ use uuid::Uuid;
 
 use super::Publish;
 use crate::claims::Claim;
-use crate::config::model::Survives;
 use crate::messages::keys::Promised;
 use crate::messages::{Outcome, What};
 use crate::reply::accepted::{self, Accepted, ClaimKept, SpoolKept};
@@ -65,7 +64,10 @@ impl Publish {
     }
 
     pub(super) fn accepted(&self, id: Uuid, promised: Promised, claim: Option<&Claim>) -> Accepted {
-        let survives = self.claim.map_or(Survives::Pod, |(_, survives)| survives);
+        let (kept, survives) = self
+            .claim
+            .as_ref()
+            .map_or(("", None), |keeping| keeping.told);
         let place = match promised {
             Promised::Replicated(partition, offset) => Some((partition, offset)),
             Promised::Spooled => None,
@@ -83,6 +85,7 @@ impl Publish {
                 survives: *survives,
             }),
             claim: claim.map(|claim| ClaimKept {
+                kept,
                 survives,
                 size: claim.size,
                 expires: humantime::format_rfc3339_seconds(claim.expires).to_string(),

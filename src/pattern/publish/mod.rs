@@ -17,6 +17,7 @@ use http::header::{CONTENT_TYPE, HOST};
 use http::request;
 use http_body::Body as _;
 use metrics::{Counter, Histogram};
+use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
@@ -27,10 +28,10 @@ use super::outbox::Outbox;
 use super::prefer;
 use super::promise::{self, Drafted, Way};
 use super::refusals::Refusals;
-use super::slim::Plan;
+use super::slim::{Cut, Plan, Slimmed};
 use super::validate::{self, Check};
 use crate::body::Body;
-use crate::claims::{Claim, Stores};
+use crate::claims::{Claim, Stores, Whole};
 use crate::config::model::{ClaimIndex, HeaderRule, Publish as Rule, Survives, Track};
 use crate::error::{Error, Kind, Retry};
 use crate::kafka::producer::{Producer, PublishError};
@@ -75,7 +76,7 @@ pub struct Publish {
     max_body: usize,
     plan: Plan,
     check: Option<Box<Check>>,
-    claim: Option<(ClaimIndex, Survives)>,
+    claim: Option<Keeping>,
     track: Track,
     reply_from: Option<String>,
     sender: Arc<Sender>,
@@ -85,6 +86,15 @@ pub struct Publish {
     meters: Meters,
     /// For the timelines of its messages.
     origin: Origin,
+}
+
+/// How the route's bodies are kept.
+struct Keeping {
+    store: ClaimIndex,
+    /// The word for the kind of store, and what that outlives.
+    told: (&'static str, Option<Survives>),
+    /// Bytes above which a body that is not JSON is kept as a whole.
+    whole_over: Option<usize>,
 }
 
 struct Meters {
@@ -103,8 +113,16 @@ struct Meters {
 struct Draft {
     key: Option<Bytes>,
     value: Bytes,
-    claim: Option<(Claim, Vec<String>)>,
+    claim: Option<(Claim, Left)>,
     saved: usize,
+}
+
+/// What of a body is left in its record.
+struct Left {
+    /// The fields that are not.
+    cut: Vec<String>,
+    /// Whether nothing is.
+    none: bool,
 }
 
 /// What a call comes to before anything is sent.
@@ -138,13 +156,12 @@ struct Birth<'a> {
 }
 
 impl Publish {
-    /// Builds the publishing of the route of that name; `survives` tells what its claim store outlives.
+    /// Builds the publishing of the route of that name.
     ///
     /// # Errors
     /// As [`Check::of`].
     pub fn new(
         (route, rule): (&str, &Rule),
-        survives: Option<Survives>,
         sender: &Arc<Sender>,
         metrics: &Metrics,
     ) -> Result<Self, Error> {
@@ -164,10 +181,14 @@ impl Publish {
             max_body: rule.max_body,
             plan: Plan::of(rule),
             check: Check::of(rule)?.map(Box::new),
-            claim: rule
-                .slim
-                .as_ref()
-                .map(|slim| (slim.claim, survives.unwrap_or(Survives::Pod))),
+            claim: rule.slim.as_ref().map(|slim| {
+                let store = sender.claims.store(slim.claim);
+                Keeping {
+                    store: slim.claim,
+                    told: store.map_or(("disk", None), |store| (store.kind(), store.survives())),
+                    whole_over: slim.whole_over,
+                }
+            }),
             track: rule.track,
             reply_from: rule.reply_from.clone(),
             origin: sender.timelines.origin(Some(route), &rule.topic),
@@ -387,12 +408,18 @@ impl Publish {
 
     /// Finds the key, slims the body, keeps the whole.
     async fn draft(&self, head: &request::Parts, body: Bytes) -> Result<Draft, Error> {
-        let keyed = || self.plan.read(&body, &head.headers, head.uri.path());
+        let keyed = || match self.whole(head, &body) {
+            None => self.plan.read(&body, &head.headers, head.uri.path()),
+            Some(slimmed) => {
+                let key = self.plan.key(&slimmed, &head.headers, head.uri.path())?;
+                Ok((slimmed, key))
+            }
+        };
         let (slimmed, key) = match &self.check {
             None => keyed()?,
             Some(check) => validate::judge(check.body(&body).await?, keyed())?,
         };
-        let (Some(cut), Some((store, _))) = (slimmed.cut, self.claim) else {
+        let (Some(cut), Some(keeping)) = (slimmed.cut, &self.claim) else {
             return Ok(Draft {
                 key,
                 value: body,
@@ -411,12 +438,41 @@ impl Publish {
         }
         self.refusals.check(cut.body.len())?;
         let saved = body.len().saturating_sub(cut.body.len());
-        let claim = self.sender.claims.keep(store, body, cut.digest).await?;
+        let whole = Whole {
+            body,
+            digest: cut.digest,
+        };
+        let record = (&*self.way.topic, &cut.body[..]);
+        let claim = self.sender.claims.keep(keeping.store, &whole, record);
+        let claim = claim.await?;
+        let left = Left {
+            none: cut.body.is_empty(),
+            cut: cut.fields,
+        };
         Ok(Draft {
             key,
             value: cut.body,
-            claim: Some((claim, cut.fields)),
+            claim: Some((claim, left)),
             saved,
+        })
+    }
+
+    /// What becomes of a body that is not JSON, where the route takes such: a large one is kept as a whole. `None` for a
+    /// body that the rules look into.
+    fn whole(&self, head: &request::Parts, body: &Bytes) -> Option<Slimmed> {
+        let over = self.claim.as_ref()?.whole_over?;
+        if is_json(&head.headers) {
+            return None;
+        }
+        let cut = || Cut {
+            body: Bytes::new(),
+            // The whole document (RFC 6901 section 5).
+            fields: vec![String::new()],
+            digest: Sha256::digest(body).into(),
+        };
+        Some(Slimmed {
+            key: None,
+            cut: (body.len() > over).then(cut),
         })
     }
 
@@ -441,9 +497,10 @@ impl Publish {
             content_type: head.headers.get(CONTENT_TYPE),
             traceparent: birth.traceparent,
             tracestate: birth.tracestate,
-            claim: draft.claim.as_ref().map(|(claim, cut)| ClaimRef {
+            claim: draft.claim.as_ref().map(|(claim, left)| ClaimRef {
                 id: claim.id.clone(),
-                fields: cut.clone(),
+                fields: left.cut.clone(),
+                all: left.none,
                 digest: claim.digest,
                 size: claim.size,
                 expires: claim.expires,
@@ -452,4 +509,17 @@ impl Publish {
             time: birth.time,
         }
     }
+}
+
+/// Whether a call's body is JSON, or does not say what it is.
+fn is_json(headers: &http::HeaderMap) -> bool {
+    let Some(media_type) = headers.get(CONTENT_TYPE) else {
+        return true;
+    };
+    let essence = media_type.as_bytes().split(|byte| *byte == b';').next();
+    let essence = essence
+        .unwrap_or_default()
+        .trim_ascii()
+        .to_ascii_lowercase();
+    essence.ends_with(b"/json") || essence.ends_with(b"+json")
 }

@@ -8,6 +8,10 @@
 //! * An index means the same element before and after: an element that is cut leaves `null`, and only what follows the
 //!   last kept one vanishes. A container that `keep` empties vanishes too, except the root.
 //! * Of a member that is there twice the last one gives the key, as in most JSON readers; slimming treats all alike.
+//! * `*` is every element of an array, and in an object the member of that name. What goes from every element is named
+//!   once, with the `*`; in a key's pointer it is no more than a name.
+//! * `over` goes from the inside to the outside: of a container it takes the parts that are too large, and the container
+//!   itself if what is left still is. It never takes the outermost value.
 //! * A body that is one string, number, boolean or null has no fields to choose from: it is refused as not fitting.
 //! * Containers that are walked into may be nested 128 deep. All others are skipped without recursion, so their depth
 //!   costs no stack.
@@ -21,7 +25,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use tree::{Node, Role};
+use tree::{EACH, Node, Role};
 use walk::{Emit, Mode, Walk};
 
 use crate::config::model::{KeyMissing, KeyRule, Pointer, Publish, SlimRule};
@@ -75,7 +79,9 @@ impl Plan {
         let (mode, pointers) = match slim {
             None => (None, &[][..]),
             Some(SlimRule::Keep(pointers)) => (Some(Mode::Keep), &pointers[..]),
-            Some(SlimRule::Drop(pointers)) => (Some(Mode::Drop), &pointers[..]),
+            Some(SlimRule::Drop { fields, over }) => {
+                (Some(Mode::Drop { over: *over }), &fields[..])
+            }
         };
         for pointer in pointers {
             root.insert(&pointer.0, Role::Slim);
@@ -120,7 +126,7 @@ impl Plan {
             let key = key::require(found, rule, self.missing)?;
             return Ok(Slimmed { key, cut: None });
         }
-        let mut walk = Walk::new(text, self.mode.unwrap_or(Mode::Drop));
+        let mut walk = Walk::new(text, self.mode.unwrap_or(Mode::Drop { over: None }));
         let emit = if self.mode.is_some() {
             Emit::Select
         } else {
@@ -191,6 +197,37 @@ pub fn project(body: &[u8], fields: &[Pointer]) -> Result<Vec<u8>, Error> {
     Ok(walk.out)
 }
 
+/// The whole body without what was cut from it, except for what is wanted back. `cut` are the pointers of a [`Cut`]; a
+/// wanted field that lies inside a cut one, or around it, brings back the whole of the cut one.
+///
+/// # Errors
+/// [`Kind::NotJson`] for a body that has no fields.
+pub fn put_back(whole: &Bytes, cut: &[String], wanted: &[Pointer]) -> Result<Bytes, Error> {
+    let cut: Vec<Pointer> = cut.iter().map(|text| pointer(text)).collect();
+    let still = cut
+        .iter()
+        .filter(|cut| !wanted.iter().any(|one| meet(&cut.0, &one.0)));
+    let fields: Vec<Pointer> = still.cloned().collect();
+    if fields.is_empty() {
+        return Ok(whole.clone());
+    }
+    let rule = SlimRule::Drop { fields, over: None };
+    let slimmed = Plan::new(None, KeyMissing::Refuse, Some(&rule)).apply(whole)?;
+    Ok(slimmed.cut.map_or_else(|| whole.clone(), |cut| cut.body))
+}
+
+/// Whether one pointer leads to the other, or further on from there.
+fn meet(one: &[String], other: &[String]) -> bool {
+    let same = |(one, other): (&String, &String)| one == other || one == EACH || other == EACH;
+    one.iter().zip(other).all(same)
+}
+
+/// Reads a JSON pointer's text; the empty one is the whole document.
+fn pointer(text: &str) -> Pointer {
+    let token = |token: &str| token.replace("~1", "/").replace("~0", "~");
+    Pointer(text.split('/').skip(1).map(token).collect())
+}
+
 /// The pointers of `fields=/lines,/a/b` in a query, percent-encoded or not; `None` where it does not ask for fields. A
 /// member's name may hold a comma, as long as it does not end in one.
 ///
@@ -214,9 +251,8 @@ pub fn fields_of(query: &str) -> Result<Option<Vec<Pointer>>, Error> {
     if list.split(",/").nth(FIELDS_MAX).is_some() {
         return Err(refuse("more than 64 fields are asked for"));
     }
-    let token = |token: &str| token.replace("~1", "/").replace("~0", "~");
-    let pointer = |field: &str| Pointer(field.split('/').map(token).collect());
-    Ok(Some(list.split(",/").map(pointer).collect()))
+    let pointers = list.split(",/").map(|field| pointer(&format!("/{field}")));
+    Ok(Some(pointers.collect()))
 }
 
 fn text_of(body: &[u8]) -> Result<&str, Error> {

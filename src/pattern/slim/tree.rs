@@ -1,17 +1,20 @@
 //! The pointers of a plan as a tree of their tokens, so that one walk through a body serves them all.
 
+/// The token that stands for every element of an array. In an object it is a member of that name (RFC 6901).
+pub(super) const EACH: &str = "*";
+
 /// One token of the pointers, and those that go on below it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Node {
     children: Vec<Child>,
     /// The key's pointer ends here.
-    pub(super) key: bool,
+    key: bool,
     /// The key's pointer goes on below.
-    pub(super) key_below: bool,
+    key_below: bool,
     /// A pointer of `keep` or `drop` ends here.
-    pub(super) slim: bool,
+    slim: bool,
     /// A pointer of `keep` or `drop` goes on below.
-    pub(super) slim_below: bool,
+    slim_below: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -65,19 +68,104 @@ impl Node {
         self.children[place].node.insert(rest, role);
     }
 
-    /// Where the pointers go on in the member of this name.
-    pub(super) fn member(&self, name: &str) -> Option<&Node> {
-        self.children
-            .iter()
-            .find(|child| child.name == name)
-            .map(|child| &child.node)
+    fn member(&self, name: &str) -> Option<&Node> {
+        let named = self.children.iter().find(|child| child.name == name);
+        named.map(|child| &child.node)
     }
 
-    /// Where the pointers go on in this element.
-    pub(super) fn element(&self, index: usize) -> Option<&Node> {
-        self.children
+    fn element(&self, index: usize) -> Option<&Node> {
+        let own = self
+            .children
             .iter()
-            .find(|child| child.index == Some(index))
-            .map(|child| &child.node)
+            .find(|child| child.index == Some(index));
+        own.map(|child| &child.node)
+    }
+}
+
+/// Where a walk is in the tree: at several places where a `*` and an index lead to the same element.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Here<'n> {
+    first: Option<Place<'n>>,
+    rest: Vec<Place<'n>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Place<'n> {
+    node: &'n Node,
+    /// Whether a `*` leads here: a key's pointer, whose tokens are taken as they stand, does not.
+    starred: bool,
+}
+
+impl<'n> Here<'n> {
+    pub(super) fn at(root: &'n Node) -> Self {
+        Self::of([Place {
+            node: root,
+            starred: false,
+        }])
+    }
+
+    fn of(places: impl IntoIterator<Item = Place<'n>>) -> Self {
+        let mut places = places.into_iter();
+        let first = places.next();
+        let rest = places.collect();
+        Self { first, rest }
+    }
+
+    fn places(&self) -> impl Iterator<Item = Place<'n>> + '_ {
+        self.first.iter().chain(&self.rest).copied()
+    }
+
+    /// Where the pointers go on in the member of this name.
+    pub(super) fn member(&self, name: &str) -> Self {
+        Self::of(self.places().filter_map(|place| {
+            let node = place.node.member(name)?;
+            Some(Place { node, ..place })
+        }))
+    }
+
+    /// Where the pointers go on in this element, and whether that is so of every element.
+    pub(super) fn element(&self, index: usize) -> (Self, bool) {
+        let own = self.places().filter_map(|place| {
+            let node = place.node.element(index)?;
+            Some(Place { node, ..place })
+        });
+        let each = self.places().filter_map(|place| {
+            let node = place.node.member(EACH)?;
+            let starred = true;
+            Some(Place { node, starred })
+        });
+        let indexed = |place: Place<'_>| {
+            place
+                .node
+                .children
+                .iter()
+                .any(|child| child.index.is_some())
+        };
+        (Self::of(own.chain(each)), !self.places().any(indexed))
+    }
+
+    pub(super) fn is_somewhere(&self) -> bool {
+        self.first.is_some()
+    }
+
+    /// The key's pointer ends here.
+    pub(super) fn key(&self) -> bool {
+        self.places().any(|place| place.node.key && !place.starred)
+    }
+
+    /// The key's pointer goes on below.
+    pub(super) fn key_below(&self) -> bool {
+        self.places()
+            .any(|place| place.node.key_below && !place.starred)
+    }
+
+    /// A pointer of `keep` or `drop` ends here.
+    pub(super) fn slim(&self) -> bool {
+        self.places().any(|place| place.node.slim)
+    }
+
+    /// A pointer of `keep` or `drop` goes on below.
+    pub(super) fn slim_below(&self) -> bool {
+        self.places().any(|place| place.node.slim_below)
     }
 }

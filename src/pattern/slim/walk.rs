@@ -7,15 +7,21 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::tree::Node;
+use super::tree::{Here, Node};
 use super::{CUT_BYTES_MAX, CUT_MAX};
 use crate::error::{Error, Kind};
+
+/// Containers that `over` looks into, one inside the other; a deeper one stays or goes as a whole. The parser itself goes
+/// 128 deep.
+const DEPTH_MAX: usize = 100;
 
 /// Which of the two slim rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mode {
+    /// All but the pointers is cut.
     Keep,
-    Drop,
+    /// The pointers are cut, and whatever is larger than this in bytes of JSON.
+    Drop { over: Option<usize> },
 }
 
 /// What becomes of a value.
@@ -23,6 +29,8 @@ pub(super) enum Mode {
 pub(super) enum Emit {
     /// It is written as it is.
     Copy,
+    /// It is written if it is small enough, or as far as its parts are.
+    Fit,
     /// It is written as far as the pointers below it say.
     Select,
     /// It is cut; its container names it.
@@ -31,14 +39,32 @@ pub(super) enum Emit {
     Silent,
 }
 
+impl Emit {
+    /// Why a value goes that has this before it.
+    fn why(self) -> Why {
+        match self {
+            Emit::Cut => Why::Ruled,
+            _ => Why::Found,
+        }
+    }
+}
+
 impl Mode {
     /// What becomes of a value whose container is selected from.
-    fn emit(self, node: Option<&Node>) -> Emit {
-        let (slim, below) = node.map_or((false, false), |node| (node.slim, node.slim_below));
-        match (self, slim, below) {
-            (Mode::Keep, true, _) | (Mode::Drop, false, false) => Emit::Copy,
-            (Mode::Keep, false, false) | (Mode::Drop, true, _) => Emit::Cut,
+    fn emit(self, here: &Here<'_>) -> Emit {
+        match (self, here.slim(), here.slim_below()) {
+            (Mode::Keep, true, _) | (Mode::Drop { over: None }, false, false) => Emit::Copy,
+            (Mode::Drop { over: Some(_) }, false, false) => Emit::Fit,
+            (Mode::Keep, false, false) | (Mode::Drop { .. }, true, _) => Emit::Cut,
             (_, false, true) => Emit::Select,
+        }
+    }
+
+    /// Bytes of JSON above which a value goes.
+    fn over(self) -> usize {
+        match self {
+            Mode::Drop { over: Some(over) } => over,
+            _ => usize::MAX,
         }
     }
 }
@@ -53,6 +79,9 @@ pub(super) struct CutList {
 
 impl CutList {
     fn push(&mut self, pointer: &str) {
+        if self.fields.iter().any(|named| named == pointer) {
+            return;
+        }
         self.bytes += pointer.len();
         if self.over || self.fields.len() == CUT_MAX || self.bytes > CUT_BYTES_MAX {
             self.over = true;
@@ -88,12 +117,43 @@ pub(super) struct Walk<'t> {
     pub(super) out: Vec<u8>,
     pub(super) cut: CutList,
     pub(super) key: Option<Cow<'t, str>>,
-    path: String,
+    path: Path,
+    /// Containers that the parser is in.
+    depth: usize,
+}
+
+/// Where the walk is, as a JSON pointer.
+#[derive(Debug, Default)]
+struct Path {
+    /// With the index of each element.
+    exact: String,
+    /// With `*` for an element whose rule is every element's.
+    ruled: String,
+}
+
+impl Path {
+    fn len(&self) -> (usize, usize) {
+        (self.exact.len(), self.ruled.len())
+    }
+
+    fn truncate(&mut self, (exact, ruled): (usize, usize)) {
+        self.exact.truncate(exact);
+        self.ruled.truncate(ruled);
+    }
+}
+
+/// Why a value goes, which says how it is named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// A pointer says so, or none says that it stays: true of every element if one `*` leads here.
+    Ruled,
+    /// Nothing in it stays, or it is too large: that is so of this one.
+    Found,
 }
 
 impl<'t> Walk<'t> {
     pub(super) fn new(text: &'t str, mode: Mode) -> Self {
-        let (out, cut, path) = (Vec::new(), CutList::default(), String::new());
+        let (out, cut, path) = (Vec::new(), CutList::default(), Path::default());
         Self {
             text,
             pos: 0,
@@ -102,6 +162,7 @@ impl<'t> Walk<'t> {
             cut,
             key: None,
             path,
+            depth: 0,
         }
     }
 
@@ -111,7 +172,7 @@ impl<'t> Walk<'t> {
         let mut parser = serde_json::Deserializer::from_str(self.text);
         let value = Value {
             walk: self,
-            node: Some(root),
+            here: Here::at(root),
             emit,
         };
         let kept = value
@@ -163,21 +224,26 @@ impl<'t> Walk<'t> {
             .extend_from_slice(text.get(start..end).unwrap_or_default());
     }
 
-    fn enter(&mut self, token: &str) -> usize {
+    fn enter(&mut self, token: &str) -> (usize, usize) {
         let outer = self.path.len();
-        self.path.push('/');
-        if token.contains(['~', '/']) {
-            self.path
-                .push_str(&token.replace('~', "~0").replace('/', "~1"));
-        } else {
-            self.path.push_str(token);
+        for path in [&mut self.path.exact, &mut self.path.ruled] {
+            path.push('/');
+            if token.contains(['~', '/']) {
+                path.push_str(&token.replace('~', "~0").replace('/', "~1"));
+            } else {
+                path.push_str(token);
+            }
         }
         outer
     }
 
-    fn enter_index(&mut self, index: usize) {
+    fn enter_element(&mut self, index: usize, each: bool) {
         // A string takes all that is written to it.
-        write!(self.path, "/{index}").ok();
+        write!(self.path.exact, "/{index}").ok();
+        match each {
+            true => self.path.ruled.push_str("/*"),
+            false => write!(self.path.ruled, "/{index}").unwrap_or_default(),
+        }
     }
 }
 
@@ -191,7 +257,7 @@ enum Kept {
 /// Reads one value.
 struct Value<'w, 't, 'n> {
     walk: &'w mut Walk<'t>,
-    node: Option<&'n Node>,
+    here: Here<'n>,
     emit: Emit,
 }
 
@@ -199,38 +265,42 @@ impl<'t> DeserializeSeed<'t> for Value<'_, 't, '_> {
     type Value = Kept;
 
     fn deserialize<D: Deserializer<'t>>(self, deserializer: D) -> Result<Kept, D::Error> {
-        let Self { walk, node, emit } = self;
+        let Self { walk, here, emit } = self;
         walk.skip(b",:");
         let start = walk.pos;
-        let inside = node.filter(|node| node.key_below || emit == Emit::Select);
-        if node.is_some_and(|node| node.key || node.key_below) {
+        let (mark, cuts) = (walk.out.len(), walk.cut.fields.len());
+        let nested = emit == Emit::Fit && walk.depth < DEPTH_MAX;
+        let (key, key_below) = (here.key(), here.key_below());
+        let inside = nested || key_below || (emit == Emit::Select && here.is_somewhere());
+        if key || key_below {
             // The last of several members with one name wins, even if it does not have the key.
             walk.key = None;
         }
-        let inner = if emit == Emit::Select {
-            Emit::Select
-        } else {
-            Emit::Silent
+        let inner = match emit {
+            Emit::Select => Emit::Select,
+            Emit::Fit if nested => Emit::Select,
+            _ => Emit::Silent,
         };
+        walk.depth += 1;
         let kept = match (walk.text.as_bytes().get(start), inside) {
-            (Some(b'{'), Some(node)) => deserializer.deserialize_map(Object {
+            (Some(b'{'), true) => deserializer.deserialize_map(Object {
                 walk: &mut *walk,
-                node,
+                here,
                 emit: inner,
             })?,
-            (Some(b'['), Some(node)) => deserializer.deserialize_seq(Array {
+            (Some(b'['), true) => deserializer.deserialize_seq(Array {
                 walk: &mut *walk,
-                node,
+                here,
                 emit: inner,
             })?,
             _ => {
                 let raw = walk.raw(<&RawValue>::deserialize(deserializer)?);
-                if node.is_some_and(|node| node.key) {
+                if key {
                     walk.key = scalar(raw).map_err(|cause| D::Error::custom(bare(&cause)))?;
                 }
                 match (emit, walk.mode) {
                     // A pointer that leads into a scalar names nothing: `drop` drops nothing, `keep` keeps nothing.
-                    (Emit::Select, Mode::Drop) => {
+                    (Emit::Select, Mode::Drop { .. }) | (Emit::Fit, _) => {
                         walk.copy_from(start);
                         Kept::Yes
                     }
@@ -238,11 +308,21 @@ impl<'t> DeserializeSeed<'t> for Value<'_, 't, '_> {
                 }
             }
         };
+        walk.depth -= 1;
         match emit {
             Emit::Copy => {
                 walk.copy_from(start);
                 Ok(Kept::Yes)
             }
+            Emit::Fit if walk.cut.fields.len() == cuts => {
+                // Nothing went, so it stays as the caller wrote it.
+                walk.out.truncate(mark);
+                walk.copy_from(start);
+                Ok(walk.fits(mark, Kept::Yes))
+            }
+            Emit::Fit => Ok(walk.fits(mark, kept)),
+            // The outermost value is never cut, whatever its size.
+            Emit::Select if walk.depth > 0 => Ok(walk.fits(mark, kept)),
             Emit::Select => Ok(kept),
             Emit::Cut | Emit::Silent => Ok(Kept::No),
         }
@@ -275,7 +355,7 @@ fn bare(cause: &serde_json::Error) -> String {
 /// Reads an object that a pointer leads into.
 struct Object<'w, 't, 'n> {
     walk: &'w mut Walk<'t>,
-    node: &'n Node,
+    here: Here<'n>,
     emit: Emit,
 }
 
@@ -287,18 +367,18 @@ impl<'t> Visitor<'t> for Object<'_, 't, '_> {
     }
 
     fn visit_map<A: MapAccess<'t>>(self, mut map: A) -> Result<Kept, A::Error> {
-        let Self { walk, node, emit } = self;
+        let Self { walk, here, emit } = self;
         walk.pos += 1;
         let opened = walk.out.len();
         let mut members = 0_usize;
         while let Some(name) = map.next_key::<&'t RawValue>()? {
             let quoted = walk.raw(name);
             let name = unquoted(quoted).map_err(|cause| A::Error::custom(bare(&cause)))?;
-            let child = node.member(&name);
+            let child = here.member(&name);
             if emit != Emit::Select {
                 map.next_value_seed(Value {
                     walk: &mut *walk,
-                    node: child,
+                    here: child,
                     emit,
                 })?;
                 continue;
@@ -307,14 +387,14 @@ impl<'t> Visitor<'t> for Object<'_, 't, '_> {
             walk.out.push(if members == 0 { b'{' } else { b',' });
             walk.out.extend_from_slice(quoted.as_bytes());
             walk.out.push(b':');
-            let how = walk.mode.emit(child);
+            let how = walk.mode.emit(&child);
             match map.next_value_seed(Value {
                 walk: &mut *walk,
-                node: child,
+                here: child,
                 emit: how,
             })? {
                 Kept::Yes => members += 1,
-                Kept::No => walk.take_back(mark, cuts),
+                Kept::No => walk.take_back(mark, cuts, how.why()),
             }
             walk.path.truncate(outer);
         }
@@ -326,7 +406,7 @@ impl<'t> Visitor<'t> for Object<'_, 't, '_> {
 /// Reads an array that a pointer leads into.
 struct Array<'w, 't, 'n> {
     walk: &'w mut Walk<'t>,
-    node: &'n Node,
+    here: Here<'n>,
     emit: Emit,
 }
 
@@ -338,26 +418,26 @@ impl<'t> Visitor<'t> for Array<'_, 't, '_> {
     }
 
     fn visit_seq<A: SeqAccess<'t>>(self, mut seq: A) -> Result<Kept, A::Error> {
-        let Self { walk, node, emit } = self;
+        let Self { walk, here, emit } = self;
         walk.pos += 1;
         let opened = walk.out.len();
         let (mut index, mut written) = (0_usize, 0_usize);
         loop {
-            let child = node.element(index);
+            let (child, each) = here.element(index);
             let (mark, cuts, outer) = (walk.out.len(), walk.cut.fields.len(), walk.path.len());
             let mut how = emit;
             if emit == Emit::Select {
-                walk.enter_index(index);
-                how = walk.mode.emit(child);
+                walk.enter_element(index, each && child.is_somewhere());
+                how = walk.mode.emit(&child);
             }
-            if matches!(how, Emit::Copy | Emit::Select) {
+            if matches!(how, Emit::Copy | Emit::Fit | Emit::Select) {
                 walk.out.push(if written == 0 { b'[' } else { b',' });
                 // What is cut before an element that stays leaves null, so that indexes hold.
                 (written..index).for_each(|_| walk.out.extend_from_slice(b"null,"));
             }
             let Some(kept) = seq.next_element_seed(Value {
                 walk: &mut *walk,
-                node: child,
+                here: child,
                 emit: how,
             })?
             else {
@@ -369,7 +449,7 @@ impl<'t> Visitor<'t> for Array<'_, 't, '_> {
             if emit == Emit::Select {
                 match kept {
                     Kept::Yes => written = index,
-                    Kept::No => walk.take_back(mark, cuts),
+                    Kept::No => walk.take_back(mark, cuts, how.why()),
                 }
                 walk.path.truncate(outer);
             }
@@ -381,19 +461,28 @@ impl<'t> Visitor<'t> for Array<'_, 't, '_> {
 
 impl Walk<'_> {
     /// Undoes the beginning of a value of which nothing stays, and names it as cut in place of its parts.
-    fn take_back(&mut self, mark: usize, cuts: usize) {
+    fn take_back(&mut self, mark: usize, cuts: usize, why: Why) {
         self.out.truncate(mark);
         self.cut.truncate(cuts);
-        let path = std::mem::take(&mut self.path);
-        self.cut.push(&path);
-        self.path = path;
+        self.cut.push(match why {
+            Why::Ruled => &self.path.ruled,
+            Why::Found => &self.path.exact,
+        });
+    }
+
+    /// Whether what was written of a value since the mark is small enough to stay.
+    fn fits(&self, mark: usize, kept: Kept) -> Kept {
+        match self.out.len() - mark > self.mode.over() {
+            true => Kept::No,
+            false => kept,
+        }
     }
 
     /// Closes a container; one that was emptied by `drop`, or was empty before, stays empty under `drop`.
     fn finish(&mut self, opened: usize, written: usize, emit: Emit, brackets: &[u8; 2]) -> Kept {
         match (emit, written, self.mode) {
             (Emit::Select, 0, Mode::Keep) => Kept::No,
-            (Emit::Select, 0, Mode::Drop) => {
+            (Emit::Select, 0, Mode::Drop { .. }) => {
                 self.out.truncate(opened);
                 self.out.extend_from_slice(brackets);
                 Kept::Yes

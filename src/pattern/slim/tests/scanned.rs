@@ -1,12 +1,13 @@
 //! The scan against the walk: where it is sure it finds the same.
 
+use super::random::{document, some_pointers};
 use super::*;
 
 /// What the walk finds for a key alone.
 fn walked<'t>(text: &'t str, pointer: &Pointer) -> Result<Option<Cow<'t, str>>, Error> {
     let mut root = Node::default();
     root.insert(&pointer.0, Role::Key);
-    let mut walk = Walk::new(text, Mode::Drop);
+    let mut walk = Walk::new(text, Mode::Drop { over: None });
     walk.run(&root, Emit::Silent)?;
     Ok(walk.key)
 }

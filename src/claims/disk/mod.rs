@@ -2,7 +2,7 @@
 //!
 //! Every body that waits is written in one group, with one fdatasync for all of them, and only then are their callers
 //! told. A segment is begun when the last one is full or an eighth of the time to live old, and is deleted when the
-//! last claim in it has expired, never on a read. After an error of a write or a sync nothing is appended to that file
+//! last claim in it has expired, never on a read. A store that may evict deletes its oldest segment for want of room. After an error of a write or a sync nothing is appended to that file
 //! again, since what the kernel still holds of it is unknown; what was promised before stays readable.
 
 mod segment;
@@ -10,7 +10,7 @@ mod writer;
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,38 +22,27 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::claims::id::{KEY_LEN, Signer};
-use segment::{Disk, Machine};
+use crate::claims::id::{self, Audience, KEY_LEN, Said, Signer};
+use crate::claims::{Claim, Whole};
+use segment::{Machine, Real};
 use writer::{Ask, Writer};
 
-use crate::config::model::{ClaimStore, Survives};
+use crate::config::model::{ClaimFolder, ClaimStore, Survives, WhenFull};
 use crate::error::{Error, Kind};
 use crate::lifecycle::folder;
 
 /// Bodies that may wait for the writer; above it a call is a 503. Their callers hold them in memory in any case.
 const QUEUE_MAX: usize = 1024;
+/// Bytes that may wait beside a full store until what is evicted has made room for them.
+const EVICTING_MAX: u64 = 64 << 20;
 /// When a caller may come back after a full store or a failed disk.
 const AFTER: Duration = Duration::from_secs(1);
 
-/// A body that is safely kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Claim {
-    /// Names it to its store; signed, so that it cannot be guessed.
-    pub id: String,
-    /// SHA-256 of the body.
-    pub digest: [u8; 32],
-    /// Bytes of the body.
-    pub size: u64,
-    /// Until when it is served, in whole seconds.
-    pub expires: SystemTime,
-}
-
 /// Keeps bodies on disk until they expire.
 #[derive(Debug)]
-pub struct Store {
+pub struct Disk {
     shared: Arc<Shared>,
     survives: Survives,
-    max: u64,
     queue: Option<SyncSender<Ask>>,
     writer: Option<JoinHandle<()>>,
     /// Held as long as the store is: another process must not write here.
@@ -66,35 +55,49 @@ struct Shared {
     folder: PathBuf,
     signer: Signer,
     ttl: Duration,
+    max: u64,
+    full: WhenFull,
     /// Bytes on disk, and those that wait to be.
     used: AtomicU64,
+    /// Bytes that went before their time.
+    evicted: AtomicU64,
+    /// Segments below this number that are not there were evicted, or have expired.
+    gone_below: AtomicU64,
 }
 
-impl Store {
+impl Disk {
     /// Opens a store's folder, makes it if it is missing, and starts its thread. A reload that leaves a store as it is
     /// must hand on the open one: the folder is locked.
     ///
     /// # Errors
     /// Whatever the file system refuses; `WouldBlock` if another store has the folder open.
-    pub fn open(config: &ClaimStore, service: &str) -> io::Result<Self> {
-        Self::open_on(Box::new(Disk), config, service)
+    pub fn open(config: &ClaimStore, place: &ClaimFolder, service: &str) -> io::Result<Self> {
+        Self::open_on(Box::new(Real), (config, place), service)
     }
 
     /// Opens a store on another machine.
-    fn open_on(machine: Box<dyn Machine>, config: &ClaimStore, service: &str) -> io::Result<Self> {
-        let folder = config.disk.clone();
+    fn open_on(
+        machine: Box<dyn Machine>,
+        (config, place): (&ClaimStore, &ClaimFolder),
+        service: &str,
+    ) -> io::Result<Self> {
+        let folder = place.path.clone();
         make_folder(&folder)?;
         let lock = lock(&folder)?;
         let signer = Signer::new(&key(&folder)?, service);
         let sealed = segment::Sealed::find(&folder, config.ttl)?;
         let used = AtomicU64::new(sealed.iter().map(|segment| segment.len).sum());
-        let (name, ttl) = (config.name.clone(), config.ttl);
+        let gone_below = AtomicU64::new(segment::read_evicted(&folder)?);
         let shared = Arc::new(Shared {
-            name,
+            name: config.name.clone(),
             folder,
             signer,
-            ttl,
+            ttl: config.ttl,
+            max: place.max,
+            full: place.full,
             used,
+            evicted: AtomicU64::new(0),
+            gone_below,
         });
         let (queue, asked) = sync_channel(QUEUE_MAX);
         let writer = Writer::new(Arc::clone(&shared), machine, sealed);
@@ -103,30 +106,37 @@ impl Store {
             .spawn(move || writer.run(&asked))?;
         Ok(Self {
             shared,
-            survives: config.survives,
-            max: config.max,
+            survives: place.survives,
             queue: Some(queue),
             writer: Some(writer),
             _lock: lock,
         })
     }
 
-    /// Keeps a body; when this returns, it is on disk. `digest` is the body's SHA-256, which the caller has computed
-    /// already, and is what every later read is checked against.
+    /// Keeps a body; when this returns, it is on disk. Every later read is checked against the digest.
     ///
     /// # Errors
-    /// [`Kind::ClaimStore`] if the store is full, its queue is, or its disk refuses.
-    pub async fn keep(&self, body: Bytes, digest: [u8; 32]) -> Result<Claim, Error> {
-        let needed = segment::RECORD_LEN as u64 + body.len() as u64;
+    /// [`Kind::ClaimStore`] if the store is full and may not evict, its queue is, or its disk refuses.
+    pub async fn keep(&self, whole: &Whole, audience: Audience) -> Result<Claim, Error> {
+        let needed = segment::RECORD_LEN as u64 + whole.body.len() as u64;
         if u32::try_from(needed).is_err() {
             return Err(Error::new(
                 Kind::ClaimStore,
                 "a claim cannot be larger than 4 GiB",
             ));
         }
-        let name = &self.shared.name;
-        let used = &self.shared.used;
-        let fits = |now: u64| now.checked_add(needed).filter(|after| *after <= self.max);
+        let Shared {
+            name, used, max, ..
+        } = &*self.shared;
+        // What is evicted for a body leaves room for it at the latest when its turn to be written comes.
+        let room = match self.shared.full {
+            WhenFull::Refuse => *max,
+            WhenFull::Evict => max.saturating_add(EVICTING_MAX),
+        };
+        let fits = |now: u64| {
+            now.checked_add(needed)
+                .filter(|after| *after <= room && needed <= *max)
+        };
         if used
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, fits)
             .is_err()
@@ -136,8 +146,9 @@ impl Store {
         let (reply, kept) = oneshot::channel();
         let asked = self.queue.as_ref().map(|queue| {
             queue.try_send(Ask {
-                body,
-                digest,
+                body: whole.body.clone(),
+                digest: whole.digest,
+                audience,
                 reply,
             })
         });
@@ -151,7 +162,7 @@ impl Store {
         kept.await.unwrap_or_else(gone)
     }
 
-    /// Reads a claim's body. Blocks on the disk; [`Store::fetch`] does not.
+    /// Reads a claim's body. Blocks on the disk; [`Disk::fetch`] does not.
     ///
     /// # Errors
     /// [`Kind::Unknown`] for an id that this store did not sign, [`Kind::Expired`], [`Kind::ClaimDamaged`] if the bytes
@@ -163,7 +174,7 @@ impl Store {
     /// Reads a claim's body on a thread where it may block.
     ///
     /// # Errors
-    /// As [`Store::read`].
+    /// As [`Disk::read`].
     pub async fn fetch(&self, id: &str) -> Result<Bytes, Error> {
         let (shared, id) = (Arc::clone(&self.shared), id.to_owned());
         let reading = tokio::task::spawn_blocking(move || shared.read(&id, SystemTime::now()));
@@ -171,9 +182,9 @@ impl Store {
         reading.await.unwrap_or_else(failed)
     }
 
-    /// Whether this store signed the id. Says nothing about whether the claim is still kept.
-    pub fn knows(&self, id: &str) -> bool {
-        self.shared.signer.verify(id).is_some()
+    /// Whether this store is the one that an id names.
+    pub fn made(&self, said: &Said) -> bool {
+        self.shared.signer.made(said)
     }
 
     /// The store's name in the config.
@@ -190,9 +201,14 @@ impl Store {
     pub fn used(&self) -> u64 {
         self.shared.used.load(Ordering::Acquire)
     }
+
+    /// Bytes that went before their time, since the store was opened.
+    pub fn evicted(&self) -> u64 {
+        self.shared.evicted.load(Ordering::Acquire)
+    }
 }
 
-impl Drop for Store {
+impl Drop for Disk {
     fn drop(&mut self) {
         // What waits is still written, and only then may another process have the folder.
         drop(self.queue.take());
@@ -225,6 +241,13 @@ impl Shared {
                     Kind::ClaimDamaged,
                     "the claim's bytes are damaged",
                 ))
+            }
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound
+                    && place.segment < self.gone_below.load(Ordering::Acquire) =>
+            {
+                let detail = "the claim went before its time: its store was full and may evict";
+                Err(Error::new(Kind::Expired, detail))
             }
             // Signed and in time, so it was promised: that is a loss, not an unknown claim.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -294,8 +317,7 @@ fn key(folder: &Path) -> io::Result<[u8; KEY_LEN]> {
 }
 
 fn make_key(store: &Path, path: &Path) -> io::Result<[u8; KEY_LEN]> {
-    let mut key = [0; KEY_LEN];
-    File::open("/dev/urandom")?.read_exact(&mut key)?;
+    let key = id::new_key()?;
     // Whole under another name first: a crash must not leave half a key.
     let new = store.join("key.new");
     match fs::remove_file(&new) {

@@ -1,5 +1,7 @@
 //! A store that is closed, damaged, full, and out of luck with its disk.
 
+mod evicting;
+
 use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::sync::Mutex;
@@ -9,6 +11,7 @@ use tempfile::TempDir;
 
 use super::segment::Appended;
 use super::*;
+use crate::config::model::ClaimPlace;
 
 const TTL: Duration = Duration::from_secs(80);
 
@@ -16,25 +19,33 @@ fn folder() -> TempDir {
     tempfile::tempdir().expect("a folder can be made")
 }
 
-fn config(folder: &TempDir, max: u64) -> ClaimStore {
-    let disk = folder.path().join("bodies");
-    ClaimStore {
-        name: "bodies".into(),
-        disk,
-        ttl: TTL,
+fn config(folder: &TempDir, max: u64) -> (ClaimStore, ClaimFolder) {
+    let place = ClaimFolder {
+        path: folder.path().join("bodies"),
         survives: Survives::Pod,
         max,
-    }
+        full: WhenFull::Refuse,
+    };
+    let store = ClaimStore {
+        name: "bodies".into(),
+        ttl: TTL,
+        place: ClaimPlace::Disk(place.clone()),
+    };
+    (store, place)
 }
 
-fn open(folder: &TempDir) -> Store {
-    Store::open(&config(folder, 1 << 20), "orders").expect("the store opens")
+fn open_with((store, place): &(ClaimStore, ClaimFolder)) -> io::Result<Disk> {
+    Disk::open(store, place, "orders")
 }
 
-async fn keep(store: &Store, body: impl Into<Bytes>) -> Result<Claim, Error> {
+fn open(folder: &TempDir) -> Disk {
+    open_with(&config(folder, 1 << 20)).expect("the store opens")
+}
+
+async fn keep(store: &Disk, body: impl Into<Bytes>) -> Result<Claim, Error> {
     let body = body.into();
     let digest = Sha256::digest(&body).into();
-    store.keep(body, digest).await
+    store.keep(&Whole { body, digest }, *b"for whom").await
 }
 
 fn segments(folder: &TempDir) -> Vec<PathBuf> {
@@ -97,9 +108,10 @@ impl Script {
         self.start + Duration::from_secs(self.forward.load(Ordering::SeqCst))
     }
 
-    fn open(&self, folder: &TempDir) -> Store {
-        let config = config(folder, 1 << 20);
-        Store::open_on(Box::new(self.clone()), &config, "orders").expect("the store opens")
+    fn open(&self, folder: &TempDir) -> Disk {
+        let (store, place) = config(folder, 1 << 20);
+        let machine = Box::new(self.clone());
+        Disk::open_on(machine, (&store, &place), "orders").expect("the store opens")
     }
 }
 
@@ -111,18 +123,18 @@ impl Machine for Script {
     fn create(&self, path: &Path) -> io::Result<Box<dyn Appended>> {
         self.step("create")?;
         Ok(Box::new(Faulty {
-            file: Disk.create(path)?,
+            file: Real.create(path)?,
             script: self.clone(),
         }))
     }
 
     fn sync_folder(&self, folder: &Path) -> io::Result<()> {
         self.step("folder")?;
-        Disk.sync_folder(folder)
+        Real.sync_folder(folder)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        Disk.remove(path)
+        Real.remove(path)
     }
 }
 
@@ -198,7 +210,7 @@ async fn a_segment_that_somebody_deleted_or_cut_promises_nothing_more() {
 #[tokio::test]
 async fn many_bodies_of_every_size_are_kept_at_once() {
     let folder = folder();
-    let store = Arc::new(Store::open(&config(&folder, 1 << 30), "orders").unwrap());
+    let store = Arc::new(open_with(&config(&folder, 1 << 30)).unwrap());
     let sizes = [0, 1, 1000, 262_143, 262_144, 262_145, 3 << 20];
     let body = move |n: usize| Bytes::from(vec![n as u8; sizes[n % sizes.len()]]);
     let mut keeping = tokio::task::JoinSet::new();
@@ -289,7 +301,7 @@ async fn a_folder_is_for_one_store_at_a_time_and_for_its_owner_alone() {
     let folder = folder();
     let store = open(&folder);
     keep(&store, "x").await.unwrap();
-    let error = Store::open(&config(&folder, 1 << 20), "orders").expect_err("it is in use");
+    let error = open_with(&config(&folder, 1 << 20)).expect_err("it is in use");
     assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
     assert!(
         error
@@ -314,7 +326,8 @@ async fn another_services_or_folders_claims_are_unknown() {
     let claim = keep(&store, "mine").await.unwrap();
     assert_eq!(kind(open(&two).fetch(&claim.id).await), Kind::Unknown);
     drop(store);
-    let billing = Store::open(&config(&one, 1 << 20), "billing").unwrap();
+    let (store, place) = config(&one, 1 << 20);
+    let billing = Disk::open(&store, &place, "billing").unwrap();
     assert_eq!(kind(billing.fetch(&claim.id).await), Kind::Unknown);
 }
 
@@ -324,7 +337,7 @@ fn a_damaged_key_is_an_error_and_half_a_new_one_is_not() {
     drop(open(&folder));
     let path = folder.path().join("bodies");
     fs::write(path.join("key"), "short").unwrap();
-    let error = Store::open(&config(&folder, 1 << 20), "orders").expect_err("the key is short");
+    let error = open_with(&config(&folder, 1 << 20)).expect_err("the key is short");
     assert!(
         error
             .to_string()
@@ -506,6 +519,7 @@ fn a_store_that_nobody_uses_deletes_its_last_segment_too() {
         .used
         .fetch_add((segment::RECORD_LEN + body.len()) as u64, Ordering::SeqCst);
     writer.commit(vec![Ask {
+        audience: *b"for whom",
         body,
         digest,
         reply,

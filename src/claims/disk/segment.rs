@@ -48,9 +48,9 @@ pub(super) trait Appended: Send {
 
 /// The real machine.
 #[derive(Debug)]
-pub(super) struct Disk;
+pub(super) struct Real;
 
-impl Machine for Disk {
+impl Machine for Real {
     fn now(&self) -> SystemTime {
         SystemTime::now()
     }
@@ -131,6 +131,38 @@ pub(super) fn read_ends(path: &Path, number: u64) -> io::Result<Option<u64>> {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Where it is written up to which segment the folder was evicted.
+const EVICTED: &str = "evicted";
+
+/// The number below which segments may have been evicted; 0 if none was.
+///
+/// # Errors
+/// The note is there and cannot be read, or is not a number.
+pub(super) fn read_evicted(folder: &Path) -> io::Result<u64> {
+    let path = folder.join(EVICTED);
+    match fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse().map_err(|_| {
+            let text = format!("{} does not hold a number", path.display());
+            io::Error::new(io::ErrorKind::InvalidData, text)
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+/// Notes that segments below this number may be gone. A crash may leave the older note or the newer, never half of one.
+pub(super) fn write_evicted(folder: &Path, below: u64) -> io::Result<()> {
+    let new = folder.join("evicted.new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(below.to_string().as_bytes())?;
+    fs::rename(new, folder.join(EVICTED))
 }
 
 /// What stands before a body.

@@ -10,11 +10,13 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::segment::{self, Appended, HEADER_LEN, Machine, RECORD_LEN, Sealed};
-use super::{Claim, Shared, unavailable};
-use crate::claims::id::Place;
+use super::{Shared, unavailable};
+use crate::claims::Claim;
+use crate::claims::id::{Audience, Place};
+use crate::config::model::WhenFull;
 use crate::error::Error;
 
-/// Bytes after which a new segment is begun.
+/// Bytes after which a new segment is begun, or less in a small store that may evict.
 const SEGMENT_MAX: u64 = 64 << 20;
 /// Bodies in one group, so that the first of them does not wait for an endless one.
 const GROUP_MAX: usize = 256;
@@ -31,6 +33,7 @@ const SWEEP_MIN: Duration = Duration::from_secs(1);
 pub(super) struct Ask {
     pub(super) body: Bytes,
     pub(super) digest: [u8; 32],
+    pub(super) audience: Audience,
     pub(super) reply: oneshot::Sender<Result<Claim, Error>>,
 }
 
@@ -48,6 +51,8 @@ pub(super) struct Writer {
     open: Option<Open>,
     /// The lowest number that a new segment may have.
     next: u64,
+    /// Bytes after which a new segment is begun.
+    segment_max: u64,
     buffer: Vec<u8>,
 }
 
@@ -71,12 +76,18 @@ impl Writer {
             .filter_map(|segment| segment.number.checked_add(1))
             .max()
             .unwrap_or(1);
+        // Small beside the store, so that one that is evicted takes little with it.
+        let segment_max = match shared.full {
+            WhenFull::Refuse => SEGMENT_MAX,
+            WhenFull::Evict => SEGMENT_MAX.min(shared.max / 16),
+        };
         Self {
             shared,
             machine,
             sealed,
             open: None,
             next,
+            segment_max,
             buffer: Vec::new(),
         }
     }
@@ -101,6 +112,10 @@ impl Writer {
         while !group.is_empty() {
             let now = self.machine.now();
             let part: Vec<Ask> = group.drain(..self.fitting(&group, now)).collect();
+            if let Err(error) = self.make_room(now) {
+                self.refuse(part, &error);
+                continue;
+            }
             // Rounded up, so that a claim never lives shorter than it should.
             let expires = seconds(now + self.shared.ttl + Duration::from_nanos(999_999_999));
             match self.write(&part, now) {
@@ -112,11 +127,12 @@ impl Writer {
 
     /// How many of the group go into the open segment; seals it if that is none, and then answers for a new one.
     fn fitting(&mut self, group: &[Ask], now: SystemTime) -> usize {
+        let most = self.segment_max;
         let count = |len: u64| {
             let mut len = len;
             let fits = |ask: &&Ask| {
                 len += ask.len();
-                len <= SEGMENT_MAX
+                len <= most
             };
             group.iter().take_while(fits).count()
         };
@@ -196,6 +212,7 @@ impl Writer {
         for (ask, (segment, offset)) in part.into_iter().zip(places) {
             let length = ask.body.len() as u32;
             let place = Place {
+                audience: ask.audience,
                 segment: *segment,
                 offset: *offset,
                 length,
@@ -247,6 +264,53 @@ impl Writer {
                 .send(Err(unavailable(detail).because(error.to_string())))
                 .ok();
         }
+    }
+
+    /// Deletes the oldest segments of a store that is over its limit and may evict.
+    fn make_room(&mut self, now: SystemTime) -> io::Result<()> {
+        if self.shared.full == WhenFull::Refuse {
+            return Ok(());
+        }
+        while self.shared.used.load(Ordering::Acquire) > self.shared.max {
+            if self.sealed.is_empty() {
+                self.seal();
+            }
+            let oldest = self.sealed.iter().enumerate();
+            let oldest = oldest.min_by_key(|(_, sealed)| sealed.number);
+            let Some((index, sealed)) = oldest.map(|(index, sealed)| (index, *sealed)) else {
+                // What waits is more than all: its turn comes when the others before it are written.
+                return Ok(());
+            };
+            self.evict(index, sealed, now)?;
+        }
+        Ok(())
+    }
+
+    fn evict(&mut self, index: usize, sealed: Sealed, now: SystemTime) -> io::Result<()> {
+        let shared = &self.shared;
+        let below = sealed.number.saturating_add(1);
+        if shared.gone_below.fetch_max(below, Ordering::AcqRel) < below {
+            segment::write_evicted(&shared.folder, below)?;
+        }
+        match self
+            .machine
+            .remove(&segment::path(&shared.folder, sealed.number))
+        {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        self.sealed.swap_remove(index);
+        shared.used.fetch_sub(sealed.len, Ordering::AcqRel);
+        if seconds(now) < sealed.ends {
+            shared.evicted.fetch_add(sealed.len, Ordering::AcqRel);
+            let left = Duration::from_secs(sealed.ends - seconds(now));
+            tracing::error!(
+                store = shared.name, segment = sealed.number, bytes = sealed.len,
+                before = %humantime::format_duration(left),
+                "claims evicted before their time: the store is full (`max`), and messages that need them get a 410"
+            );
+        }
+        Ok(())
     }
 
     fn seal(&mut self) {

@@ -1,0 +1,120 @@
+//! What goes on in the background for as long as a sidecar lives: metrics, expired claims in shared places, certificates.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime};
+
+use tokio::time::sleep;
+
+use super::LOOK;
+use super::parts::Parts;
+use crate::claims::Store;
+use crate::telemetry::names;
+
+/// How often histograms are moved into their buckets and gauges are read.
+const UPKEEP: Duration = Duration::from_secs(1);
+
+/// Keeps memory flat while nobody scrapes, and reads what has no event of its own.
+pub(super) async fn metrics(parts: Weak<Parts>) {
+    loop {
+        sleep(UPKEEP).await;
+        // A stopped sidecar's claim folder must be free for the next one.
+        let Some(parts) = parts.upgrade() else { return };
+        let queue = parts.metrics.gauge(&names::PRODUCER_QUEUE, &[]);
+        parts.metrics.upkeep();
+        parts.subscriptions.refresh();
+        if let Some(broker) = &parts.broker {
+            let outbox = broker.sender.outbox.as_ref();
+            let spooled = outbox.map_or(0, |(outbox, _)| outbox.waiting());
+            queue.set((broker.sender.producer.waiting() + spooled) as f64);
+            if let Some((outbox, _)) = outbox {
+                let set = |name, value: u64| parts.metrics.gauge(name, &[]).set(value as f64);
+                set(&names::SPOOL_BYTES, outbox.spool().used());
+                set(&names::SPOOL_OWED, outbox.spool().owed());
+            }
+        }
+        for store in parts.claims.iter() {
+            if let Store::Disk(disk) = store {
+                let labels = [("store", disk.name())];
+                let used = parts.metrics.gauge(&names::CLAIM_BYTES, &labels);
+                used.set(disk.used() as f64);
+                let evicted = parts.metrics.counter(&names::CLAIM_EVICTED, &labels);
+                evicted.absolute(disk.evicted());
+            }
+        }
+    }
+}
+
+/// Deletes what has expired in shared places, which belong to nobody who would do it alone.
+pub(super) async fn sweep(parts: Weak<Parts>) {
+    loop {
+        let rhythm = {
+            let Some(parts) = parts.upgrade() else { return };
+            let shared = parts.claims.iter().filter_map(|store| match store {
+                Store::Objects(objects) => Some(objects.rhythm()),
+                _ => None,
+            });
+            match shared.min() {
+                Some(rhythm) => rhythm,
+                None => return,
+            }
+        };
+        // Not all at the same time, since each looks through the whole place.
+        sleep(rhythm.mul_f64(0.5 + fastrand::f64())).await;
+        let Some(parts) = parts.upgrade() else { return };
+        let claims = Arc::clone(&parts.claims);
+        drop(parts);
+        for store in claims.iter() {
+            let Store::Objects(objects) = store else {
+                continue;
+            };
+            let store = objects.name();
+            match objects.sweep(SystemTime::now()).await {
+                Ok(0) => {}
+                Ok(deleted) => tracing::info!(store, deleted, "expired claims deleted"),
+                Err(error) => tracing::warn!(store, %error, "expired claims not deleted"),
+            }
+        }
+    }
+}
+
+/// Reads certificates again when their files change. Connections that are open go on; the next handshake uses the new.
+pub(super) async fn refresh_identities(parts: Weak<Parts>) {
+    let mut refused: Vec<String> = Vec::new();
+    loop {
+        sleep(LOOK).await;
+        let Some(parts) = parts.upgrade() else { return };
+        refused.resize(parts.identities.len(), String::new());
+        for (identity, refused) in parts.identities.iter().zip(&mut refused) {
+            let tls = identity.name();
+            let count = |result| {
+                let labels = [("tls", tls), ("result", result)];
+                parts
+                    .metrics
+                    .counter(&names::TLS_RELOADS, &labels)
+                    .increment(1);
+            };
+            match identity.refresh() {
+                // Back to what is in force, perhaps: the next mistake is news, even if it is the last one.
+                Ok(false) => refused.clear(),
+                Ok(true) => {
+                    count("ok");
+                    refused.clear();
+                    tracing::info!(tls, "certificate files have changed and are in force");
+                }
+                Err(error) => {
+                    // Said once: what is wrong stays wrong until somebody writes the files again.
+                    let error = error.to_string();
+                    if error != *refused {
+                        count("refused");
+                        tracing::error!(
+                            tls,
+                            error,
+                            "certificate files refused; the old ones go on"
+                        );
+                        *refused = error;
+                    }
+                }
+            }
+        }
+    }
+}

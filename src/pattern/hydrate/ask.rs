@@ -1,0 +1,203 @@
+//! One request for a body, to one address of the service that has it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{HOST, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use tokio::time::{Instant, timeout_at};
+
+use crate::body::Body;
+use crate::error::{self, Error, Kind};
+use crate::service::Request;
+use crate::telemetry::trace::{TRACEPARENT, Trace};
+use crate::upstream::{Endpoint, Upstream, Version, Wait};
+
+/// How long a connection may take.
+const CONNECT: Duration = Duration::from_secs(1);
+/// The longest `Retry-After` of an origin that is passed on.
+const RETRY_AFTER_MAX: u64 = 300;
+
+/// Where a body is at its service.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Place<'a> {
+    /// Kept by a sidecar, under this id.
+    Claim(&'a str),
+    /// At the app's own API, under this path and query.
+    Api(&'a str),
+}
+
+/// Asks one address. A redirect is not followed.
+///
+/// # Errors
+/// [`Kind::Elsewhere`] if another instance has it, [`Kind::Unknown`], [`Kind::Expired`], [`Kind::ClaimDamaged`]; else that
+/// the address is not reached, says that it can not, or gives no such answer.
+pub(super) async fn ask(
+    (upstream, endpoint, service): (&Upstream, &Arc<Endpoint>, &str),
+    (place, trace): (Place<'_>, &Trace),
+    (share, max): (Share, usize),
+) -> Result<Bytes, Error> {
+    let mut request = request(service, place, trace)?;
+    let mut connection = upstream
+        .connection(endpoint, (Version::One, false), share.connect()?)
+        .await?;
+    let answer = timeout_at(share.head, connection.send(&mut request))
+        .await
+        .map_err(|_| slow())?;
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(failed) => {
+            if !failed.unsent {
+                return Err(failed.error);
+            }
+            connection = upstream
+                .fresh_connection(endpoint, Version::One, share.connect()?)
+                .await?;
+            let again = timeout_at(share.head, connection.send(&mut request))
+                .await
+                .map_err(|_| slow())?;
+            again.map_err(|failed| failed.error)?
+        }
+    };
+    let (head, body) = answer.into_parts();
+    let body = Body::incoming(body).read(max);
+    let body = timeout_at(share.whole, body).await.map_err(|_| slow())?;
+    connection.release();
+    match head.status {
+        StatusCode::OK => match body {
+            Ok(body) => Ok(body),
+            Err(error) if error.kind() == Kind::BodyTooLarge => {
+                let detail =
+                    format!("{service} answers with more than `limits.claim`, {max} bytes");
+                Err(Error::new(Kind::ClaimDamaged, detail))
+            }
+            Err(error) => Err(Error::new(Kind::Reset, "the claim broke off").because(error)),
+        },
+        status => Err(refused(service, status, &head.headers, &body)),
+    }
+}
+
+fn request(service: &str, place: Place<'_>, trace: &Trace) -> Result<Request, Error> {
+    let mut request = Request::new(Body::empty());
+    *request.method_mut() = Method::GET;
+    let target = match place {
+        Place::Claim(id) => format!("/.wayside/claims/{id}").parse(),
+        Place::Api(path) => path.parse(),
+    };
+    *request.uri_mut() =
+        target.map_err(|_| Error::new(Kind::Unknown, "the claim's address is malformed"))?;
+    let headers = request.headers_mut();
+    if let Ok(host) = HeaderValue::from_str(service) {
+        headers.insert(HOST, host);
+    }
+    // So that the log of the sidecar that keeps the claim names the same trace.
+    headers.insert(TRACEPARENT, trace.header());
+    Ok(request)
+}
+
+/// What an answer means that is not the body.
+fn refused(
+    service: &str,
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: &Result<Bytes, Error>,
+) -> Error {
+    let said = || format!("{service} answered {} for the claim", status.as_u16());
+    match status {
+        StatusCode::NOT_FOUND => Error::new(Kind::Unknown, "its service does not have the claim"),
+        StatusCode::MISDIRECTED_REQUEST => {
+            Error::new(Kind::Elsewhere, "another instance keeps the claim")
+        }
+        StatusCode::GONE => Error::new(Kind::Expired, "the claim is no longer kept"),
+        StatusCode::BAD_GATEWAY if names_damage(body) => Error::new(
+            Kind::ClaimDamaged,
+            "the service that keeps the claim finds it damaged",
+        ),
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
+            let wait = headers.get(RETRY_AFTER).and_then(|wait| wait.to_str().ok());
+            let wait = wait.and_then(|wait| wait.parse().ok()).unwrap_or(1);
+            let wait = Duration::from_secs(RETRY_AFTER_MAX.min(wait));
+            Error::new(Kind::Unreachable, said()).after(wait)
+        }
+        StatusCode::GATEWAY_TIMEOUT => Error::new(Kind::Deadline, said()),
+        _ => Error::new(Kind::BadAnswer, said()),
+    }
+}
+
+/// Until when one address may keep us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Share {
+    /// Its answer must have begun.
+    pub(super) head: Instant,
+    /// Its answer must be complete. Whoever answers with a claim is the one that has it, so it gets the others' time.
+    pub(super) whole: Instant,
+}
+
+impl Share {
+    /// The next address's fair share of the time up to `whole`, with `left` addresses still to ask: one that is silent
+    /// must not keep the others from being asked.
+    pub(super) fn of(whole: Instant, left: usize) -> Self {
+        let now = Instant::now();
+        let addresses = u32::try_from(left.max(1)).unwrap_or(u32::MAX);
+        let share = whole.saturating_duration_since(now) / addresses;
+        let head = now + share;
+        Self { head, whole }
+    }
+
+    /// Until when a connection must be there.
+    ///
+    /// # Errors
+    /// [`Kind::Deadline`] if the time is up already: an address that was not tried is not one that is away.
+    fn connect(self) -> Result<Wait, Error> {
+        let now = Instant::now();
+        if now >= self.head {
+            return Err(slow());
+        }
+        Ok(Wait::new(now, CONNECT, self.head))
+    }
+}
+
+pub(super) fn slow() -> Error {
+    Error::new(Kind::Deadline, "the claim did not come in time").retry(error::Retry::NoAnswer)
+}
+
+/// Whether an answer is the origin's own word that its copy is damaged.
+fn names_damage(body: &Result<Bytes, Error>) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Problem<'a> {
+        #[serde(borrow)]
+        r#type: &'a str,
+    }
+    let problem = body
+        .as_ref()
+        .ok()
+        .and_then(|body| serde_json::from_slice::<Problem<'_>>(body).ok());
+    problem.is_some_and(|problem| problem.r#type.ends_with(Kind::ClaimDamaged.word()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn each_address_has_its_share_of_what_the_earlier_ones_left() {
+        let deadline = Instant::now() + Duration::from_secs(6);
+        let head = |left| Share::of(deadline, left).head - Instant::now();
+        assert_eq!(head(3), Duration::from_secs(2));
+        // The first refused after a second.
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(head(2), Duration::from_millis(2_500));
+        assert_eq!(head(1), Duration::from_secs(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_nobody_had_time_to_try_is_not_called_unreachable() {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let share = Share::of(deadline, 1);
+        assert_eq!(share.connect().unwrap().until, Instant::now() + CONNECT);
+        tokio::time::advance(Duration::from_secs(5)).await;
+        let share = Share::of(deadline, 1);
+        assert_eq!(share.connect().unwrap_err().kind(), Kind::Deadline);
+    }
+}
