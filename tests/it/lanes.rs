@@ -133,6 +133,30 @@ async fn a_key_that_fails_waits_alone_and_the_admin_door_says_which_and_why() {
 }
 
 #[tokio::test]
+async fn keys_that_wait_leave_their_places_to_others_though_they_had_them_all() {
+    let (topic, group) = (broker::topic("waiting", 1), broker::unique("group"));
+    let app = App::by(|seen| match seen.body.starts_with(b"bad") {
+        true => Answer::status(503).header("retry-after", "60"),
+        false => Answer::ok(),
+    })
+    .await;
+    let keys: Vec<String> = (0..40).map(|n| format!("k{n}")).collect();
+    let value = |n: usize| if n < 20 { "bad" } else { "good" };
+    let records: Vec<_> = keys
+        .iter()
+        .enumerate()
+        .map(|(n, key)| keyed(key, value(n)))
+        .collect();
+    broker::write(&topic, &records);
+    let rule = format!("topic: {topic}, group: {group}, concurrency: 2, deliver: {{ path: /x }}");
+    let sidecar = subscribed(app.address, &[rule]).await;
+    let seen = calls(&app, 40).await;
+    let good = seen.iter().filter(|seen| seen.body == "good");
+    assert_eq!(good.count(), 20);
+    assert!(sidecar.stop().await);
+}
+
+#[tokio::test]
 async fn keys_run_beside_each_other_as_far_as_concurrency_goes() {
     let (topic, group) = (broker::topic("beside", 1), broker::unique("group"));
     let app = App::by(|_| Answer::ok().after(Duration::from_millis(50))).await;

@@ -191,8 +191,7 @@ impl Subscription {
         wait: Duration,
     ) -> Result<bool, Revoked> {
         let offset = course.received.offset;
-        part.lanes()
-            .park(offset, course.made, Some(said(attempted)));
+        part.park(offset, course.made, Some(said(attempted)));
         let given_up = tokio::select! {
             biased;
             () = part.assigned.revoked() => return Err(Revoked),
