@@ -16,6 +16,7 @@ pub mod reply;
 pub mod route;
 pub mod spool;
 pub mod upstream;
+pub mod worth;
 
 pub mod body;
 pub mod error;

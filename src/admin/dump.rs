@@ -19,6 +19,7 @@ use crate::error::{Error, Kind};
 use crate::messages::Timelines;
 use crate::route::bare_host;
 use crate::service::{Call, Gate, Handler, Response};
+use crate::worth::Ledger;
 
 /// How long the app may take to be found alive.
 const APP_CHECK: Duration = Duration::from_millis(500);
@@ -34,6 +35,8 @@ pub struct Dump {
     pub config: Box<dyn Fn() -> Arc<Config> + Send + Sync>,
     /// What happened to each message.
     pub timelines: Arc<Timelines>,
+    /// Whether events pay.
+    pub worth: Arc<Ledger>,
     /// How deliveries go.
     pub subscriptions: Arc<dyn Subscriptions>,
     /// Calls in flight, by door.
@@ -83,6 +86,9 @@ impl Dump {
             (&Method::GET | &Method::HEAD, "/config") => {
                 Ok(json(StatusCode::OK, &*(self.config)()))
             }
+            (&Method::GET | &Method::HEAD, "/events") => {
+                Ok(json(StatusCode::OK, &self.worth.report()))
+            }
             (&Method::GET | &Method::HEAD, "/messages") => {
                 messages::list(&self.timelines, asked, head.uri.query())
             }
@@ -101,7 +107,7 @@ impl Dump {
                 subscriptions::answer(&*self.subscriptions, method, path)
             }
             (&Method::GET | &Method::HEAD, path) => self.probe.answer(path).ok_or_else(|| {
-                let detail = "this door has /live, /ready, /metrics, /config, /messages, /subscriptions and /drain";
+                let detail = "this door has /live, /ready, /metrics, /config, /messages, /subscriptions, /events and /drain";
                 Error::new(Kind::NotFound, detail)
             }),
             _ => Err(Error::new(

@@ -226,6 +226,7 @@ impl Consumers {
             hydrate: Arc::clone(&self.hydrate),
             mode: rule.hydrate.clone(),
             unhydrated: rule.unhydrated,
+            row: self.parts.worth.reading(&rule.topic, &rule.group),
             letters_of: letters_of(config, &rule.topic),
             verdicts: Table::new(&rule.verdicts),
             path: path(rule)?,

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::live::Live;
 use crate::body::Body;
-use crate::claims::Stores;
+use crate::claims::{Stores, id};
 use crate::config::model::Allow;
 use crate::error::{Error, Kind};
 use crate::listen::head;
@@ -27,6 +27,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::names;
 use crate::tls::Peer;
 use crate::upstream::{Changes, PeerState};
+use crate::worth::Ledger;
 
 /// Streams of results at the same time; one more is a 503.
 const STREAMS_MAX: usize = 64;
@@ -52,6 +53,7 @@ pub(super) struct InboundDoor {
     /// Who may call the app; `None` lets everyone.
     pub(super) allow: Option<Vec<Allow>>,
     pub(super) claims: Arc<Stores>,
+    pub(super) worth: Arc<Ledger>,
     pub(super) meters: Arc<Meters>,
     pub(super) reserved: Arc<Meters>,
     pub(super) unrouted: Arc<Meters>,
@@ -259,6 +261,9 @@ impl InboundDoor {
         match below(call.request.uri().path()) {
             ("claims", id) => {
                 let body = self.claims.fetch(id).await?;
+                if let Some(said) = id::look(id) {
+                    self.worth.served(said.audience);
+                }
                 Ok(plain(body, "application/octet-stream"))
             }
             _ => Err(Error::new(

@@ -164,6 +164,9 @@ impl Sidecar {
         sidecar.open(&config, listeners, gate("inbound")).await?;
         let parts = || Arc::downgrade(&sidecar.parts);
         lifecycle::spawn(&Handle::current(), "upkeep", upkeep::metrics(parts()));
+        if !config.claims.is_empty() || config.subscriptions.iter().any(upkeep::reads_slim) {
+            lifecycle::spawn(&Handle::current(), "worth", upkeep::worth(parts()));
+        }
         lifecycle::spawn(&Handle::current(), "sweep", upkeep::sweep(parts()));
         if !config.tls.is_empty() {
             lifecycle::spawn(
@@ -241,6 +244,7 @@ impl Sidecar {
             probe,
             config: Box::new(move || Arc::clone(&live.load().config)),
             timelines: Arc::clone(&self.parts.timelines),
+            worth: Arc::clone(&self.parts.worth),
             subscriptions: Arc::clone(&self.parts.subscriptions) as _,
             gates,
         };
@@ -264,6 +268,7 @@ impl Sidecar {
             app,
             allow: config.inbound.as_ref().and_then(|door| door.allow.clone()),
             claims: Arc::clone(&parts.claims),
+            worth: Arc::clone(&parts.worth),
             meters: meters("(app)", "forward"),
             reserved: meters("(wayside)", "-"),
             unrouted: meters("(none)", "-"),
@@ -279,7 +284,7 @@ impl Sidecar {
             claims,
             services,
             &config.limits,
-            &self.metrics,
+            (&self.parts.worth, &self.metrics),
         )
     }
 

@@ -24,6 +24,7 @@ use crate::telemetry::names;
 use crate::telemetry::spans::{Source, Spans};
 use crate::tls::{Identity, LoadError};
 use crate::upstream;
+use crate::worth::Ledger;
 
 /// The share of the memory limit that what waits for the broker may take, and what it always may.
 const MEMORY_SHARE: u64 = 8;
@@ -47,6 +48,8 @@ pub(crate) struct Parts {
     pub(crate) identities: Vec<Arc<Identity>>,
     /// What happened to each message.
     pub(crate) timelines: Arc<Timelines>,
+    /// Whether events pay.
+    pub(crate) worth: Arc<Ledger>,
     /// The subscriptions that run.
     pub(crate) subscriptions: Arc<Subscriptions>,
     /// Records spans; `None` without `telemetry`.
@@ -89,10 +92,11 @@ impl Parts {
             };
             Spans::start(telemetry, source, &metrics)
         });
+        let worth = Arc::new(Ledger::new(&metrics));
         let broker = match &config.kafka {
             None => None,
             Some(kafka) => {
-                let shared = (&claims, &timelines, &metrics);
+                let shared = (&claims, &timelines, &worth, &metrics);
                 Some(broker((kafka, config), instance, shared)?)
             }
         };
@@ -105,6 +109,7 @@ impl Parts {
             claims,
             identities,
             timelines,
+            worth,
             subscriptions: Arc::default(),
             spans,
             broker,
@@ -135,7 +140,7 @@ pub enum BuildError {
 fn broker(
     (kafka, config): (&Kafka, &Config),
     instance: String,
-    (claims, timelines, metrics): (&Arc<Stores>, &Arc<Timelines>, &Metrics),
+    (claims, timelines, worth, metrics): (&Arc<Stores>, &Arc<Timelines>, &Arc<Ledger>, &Metrics),
 ) -> Result<Broker, BuildError> {
     let (bootstrap, embedded) = match &kafka.cluster {
         Cluster::Brokers(addresses) => (Bootstrap::brokers(addresses), None),
@@ -180,6 +185,7 @@ fn broker(
         instance,
         producer,
         claims: Arc::clone(claims),
+        worth: Arc::clone(worth),
         timelines: Arc::clone(timelines),
         keys,
         outbox,

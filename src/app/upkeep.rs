@@ -8,6 +8,8 @@ use tokio::time::sleep;
 use super::LOOK;
 use super::parts::Parts;
 use crate::claims::Store;
+use crate::config::model::{Hydrate, Subscription};
+use crate::lifecycle::cpu;
 use crate::telemetry::names;
 
 /// How often histograms are moved into their buckets and gauges are read.
@@ -40,6 +42,45 @@ pub(super) async fn metrics(parts: Weak<Parts>) {
                 let evicted = parts.metrics.counter(&names::CLAIM_EVICTED, &labels);
                 evicted.absolute(disk.evicted());
             }
+        }
+    }
+}
+
+/// Seconds between two looks at how many replicas the topics of events have.
+const REPLICAS_EVERY: u32 = 60;
+
+/// Whether a subscription may have to do with slim messages.
+pub(super) fn reads_slim(subscription: &Subscription) -> bool {
+    subscription.hydrate != Hydrate::Never
+}
+
+/// Keeps the balance of events: what a byte costs, once; what was counted, each second; how many replicas there are.
+pub(super) async fn worth(parts: Weak<Parts>) {
+    let byte = tokio::task::spawn_blocking(cpu::of_byte).await;
+    match (byte, parts.upgrade()) {
+        (_, None) => return,
+        (Ok(Ok(nanoseconds)), Some(parts)) => parts.worth.byte_costs(nanoseconds),
+        (byte, Some(_)) => tracing::warn!(?byte, "what a byte costs was not measured"),
+    }
+    for second in 0_u32.. {
+        sleep(UPKEEP).await;
+        let Some(parts) = parts.upgrade() else { return };
+        parts.worth.tick();
+        let broker = parts
+            .broker
+            .as_ref()
+            .filter(|_| second % REPLICAS_EVERY == 3);
+        if let Some(broker) = broker {
+            let (worth, sender) = (Arc::clone(&parts.worth), Arc::clone(&broker.sender));
+            drop(parts);
+            let looking = tokio::task::spawn_blocking(move || {
+                for topic in worth.topics() {
+                    if let Some(replicas) = sender.producer.replicas(&topic) {
+                        worth.replicas(&topic, replicas);
+                    }
+                }
+            });
+            looking.await.ok();
         }
     }
 }

@@ -14,7 +14,7 @@ pub mod origin;
 mod reference;
 
 use std::io;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
@@ -174,6 +174,14 @@ impl Stores {
         })
     }
 
+    /// The CPU that a store of its own thread uses for one body.
+    pub fn writing_costs(&self, index: ClaimIndex) -> Duration {
+        match self.0.get(index.0) {
+            Some(Store::Disk(disk)) => disk.writing_costs(),
+            _ => Duration::ZERO,
+        }
+    }
+
     /// One store.
     pub fn store(&self, index: ClaimIndex) -> Option<&Store> {
         self.0.get(index.0)
@@ -188,7 +196,6 @@ impl Stores {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::time::Duration;
 
     use super::*;
     use crate::config::model::{ClaimFolder, ClaimObjects, ObjectPlace, WhenFull};

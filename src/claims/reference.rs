@@ -46,6 +46,8 @@ pub struct Reference {
     pub expires: SystemTime,
     /// When the message was made, in whole seconds: what is not found soon after may yet be.
     pub made: SystemTime,
+    /// Stands for the subscription whose app got it, so that its hydrations are counted there.
+    pub reader: [u8; 4],
 }
 
 impl Reference {
@@ -71,6 +73,7 @@ impl Reference {
         bytes.extend_from_slice(&self.size.to_be_bytes());
         bytes.extend_from_slice(&expires.to_be_bytes());
         bytes.extend_from_slice(&made.to_be_bytes());
+        bytes.extend_from_slice(&self.reader);
         Some(URL_SAFE_NO_PAD.encode(bytes))
     }
 
@@ -123,7 +126,8 @@ fn parse(bytes: &[u8]) -> Option<Reference> {
     let (digest, rest) = rest.split_first_chunk()?;
     let (size, rest) = rest.split_first_chunk()?;
     let (expires, rest) = rest.split_first_chunk()?;
-    let made = u64::from_be_bytes(rest.try_into().ok()?);
+    let (made, rest) = rest.split_first_chunk()?;
+    let reader = rest.try_into().ok()?;
     let time = |seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
     Some(Reference {
         origin,
@@ -134,7 +138,8 @@ fn parse(bytes: &[u8]) -> Option<Reference> {
         digest: *digest,
         size: u64::from_be_bytes(*size),
         expires: time(u64::from_be_bytes(*expires))?,
-        made: time(made)?,
+        made: time(u64::from_be_bytes(*made))?,
+        reader,
     })
 }
 
@@ -151,6 +156,7 @@ impl Default for Reference {
             size: 0,
             expires: UNIX_EPOCH,
             made: UNIX_EPOCH,
+            reader: [0; 4],
         }
     }
 }
@@ -170,6 +176,7 @@ mod tests {
             size: 1 << 40,
             expires: UNIX_EPOCH + Duration::from_secs(1_800_000_000),
             made: UNIX_EPOCH + Duration::from_secs(1_700_000_000),
+            reader: *b"read",
         }
     }
 

@@ -273,6 +273,25 @@ impl Producer {
     }
 }
 
+impl Producer {
+    /// How many replicas a topic has; `None` while the broker does not say. Blocks for up to three seconds.
+    pub fn replicas(&self, topic: &str) -> Option<u32> {
+        let native = self.shared.native.load_full()?;
+        let told = native
+            .client()
+            .fetch_metadata(Some(topic), PROBE_TIMEOUT)
+            .ok()?;
+        let topic = told.topics().iter().find(|told| told.name() == topic)?;
+        let replicas = topic
+            .partitions()
+            .iter()
+            .map(|partition| partition.replicas().len());
+        u32::try_from(replicas.max()?)
+            .ok()
+            .filter(|replicas| *replicas > 0)
+    }
+}
+
 impl Drop for Producer {
     fn drop(&mut self) {
         // The native client blocks while it ends, so the keeper holds the last reference to it.

@@ -1,5 +1,6 @@
 //! From start to stop: the worker threads, readiness, signals, and the drain that everything in flight holds.
 
+pub mod cpu;
 pub mod crash;
 mod drain;
 mod files;

@@ -25,6 +25,7 @@ use crate::service::{Call, Leash, Request, is_grpc};
 use crate::telemetry::spans::Open;
 use crate::telemetry::trace::{TRACEPARENT, Trace};
 use crate::telemetry::tracestate::TRACESTATE;
+use crate::worth::Read;
 
 /// Bytes of the app's answer that are read, so that its connection can be used again; a longer answer costs the
 /// connection. It is also what an origin gets of an answer.
@@ -40,6 +41,8 @@ pub struct Deliver {
     pub mode: Mode,
     /// What becomes of a message whose body can not be fetched.
     pub unhydrated: Unhydrated,
+    /// The balance of its slim messages.
+    pub row: Arc<Read>,
     /// Topics whose claims the topic's records may carry, besides its own: those whose dead letters it takes.
     pub letters_of: Vec<String>,
     /// What its answers mean.
@@ -101,6 +104,9 @@ impl Deliver {
             answer: None,
             error: Some(error),
         };
+        if let (1, Claim::Kept(claim)) = (attempt.number, &delivery.record.claim) {
+            self.row.delivered(claim.size, delivery.body.len());
+        }
         let body = match self.body(delivery, trace).await {
             Ok(body) => body,
             Err(error) => return unmade(self.unhydrated(&error), error),
@@ -363,6 +369,7 @@ impl Deliver {
             size: claim.size,
             expires: claim.expires,
             made: delivery.record.time.unwrap_or(SystemTime::UNIX_EPOCH),
+            reader: self.row.reader(),
         })
     }
 }

@@ -90,6 +90,10 @@ names! {
     HYDRATED_BYTES = "wayside_hydrated_bytes_total", "bytes of claims that were fetched";
     /// No label.
     HYDRATE_SECONDS = "wayside_hydrate_seconds", "from the first request for a claim to its last byte, of those not had already";
+    /// Labels: `topic`, `group`.
+    HYDRATION_RATIO = "wayside_hydration_ratio", "hydrations by slim messages delivered, of the last minutes";
+    /// Labels: `topic`, `group`.
+    HYDRATION_BREAK_EVEN = "wayside_hydration_break_even", "the ratio above which whole messages would cost less, from what things cost here";
     /// Label: `outcome` (`inlined`, `referenced`).
     DEAD_CLAIMS = "wayside_dead_letter_claims_total", "dead letters of slim messages, by whether the whole body is in them";
     /// Label: `store`.

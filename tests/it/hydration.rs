@@ -172,10 +172,7 @@ async fn what_can_not_be_fetched_goes_slim_or_to_the_dead_letters_if_the_subscri
     let services = format!("orders: {{ addresses: [\"{away}\"] }}");
     let receiver = reading(app.address, ("", &services), &rules).await;
     let slim = seen(&app, 1).await.remove(0);
-    assert_eq!(
-        slim.body,
-        r#"{"id":"o-1","customer":{"id": 1}}"#.replace("{\"id\": 1}", "{\"id\": 1}")
-    );
+    assert_eq!(slim.body, r#"{"id":"o-1","customer":{"id": 1}}"#);
     assert_eq!(
         slim.header("wayside-hydration"),
         Some("destination-unreachable")

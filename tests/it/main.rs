@@ -54,3 +54,4 @@ mod subscription;
 mod tidy;
 mod tls;
 mod verdict;
+mod worth;

@@ -18,7 +18,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("route", &[]),
     (
         "pattern",
-        &["upstream", "kafka", "claims", "messages", "reply", "spool"],
+        &[
+            "upstream", "kafka", "claims", "messages", "reply", "spool", "worth",
+        ],
     ),
     ("upstream", &["tls"]),
     ("tls", &[]),
@@ -26,8 +28,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("claims", &[]),
     ("messages", &[]),
     ("spool", &[]),
+    ("worth", &[]),
     ("reply", &[]),
-    ("admin", &["messages", "route", "reply"]),
+    ("admin", &["messages", "route", "reply", "worth"]),
     ("config", &[]),
     ("telemetry", &[]),
     ("lifecycle", &[]),

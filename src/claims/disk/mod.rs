@@ -61,6 +61,9 @@ struct Shared {
     used: AtomicU64,
     /// Bytes that went before their time.
     evicted: AtomicU64,
+    /// Bodies that the writer has kept, and the CPU that it used, in nanoseconds.
+    kept: AtomicU64,
+    used_ns: AtomicU64,
     /// Segments below this number that are not there were evicted, or have expired.
     gone_below: AtomicU64,
 }
@@ -97,6 +100,8 @@ impl Disk {
             full: place.full,
             used,
             evicted: AtomicU64::new(0),
+            kept: AtomicU64::new(0),
+            used_ns: AtomicU64::new(0),
             gone_below,
         });
         let (queue, asked) = sync_channel(QUEUE_MAX);
@@ -200,6 +205,12 @@ impl Disk {
     /// Bytes on disk, and those that wait to be.
     pub fn used(&self) -> u64 {
         self.shared.used.load(Ordering::Acquire)
+    }
+
+    /// The CPU that writing one body has cost on average.
+    pub fn writing_costs(&self) -> Duration {
+        let kept = self.shared.kept.load(Ordering::Relaxed).max(1);
+        Duration::from_nanos(self.shared.used_ns.load(Ordering::Relaxed) / kept)
     }
 
     /// Bytes that went before their time, since the store was opened.

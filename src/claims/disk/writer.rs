@@ -15,6 +15,7 @@ use crate::claims::Claim;
 use crate::claims::id::{Audience, Place};
 use crate::config::model::WhenFull;
 use crate::error::Error;
+use crate::lifecycle::cpu;
 
 /// Bytes after which a new segment is begun, or less in a small store that may evict.
 const SEGMENT_MAX: u64 = 64 << 20;
@@ -99,7 +100,12 @@ impl Writer {
             match asked.recv_timeout(self.idle()) {
                 Ok(first) => {
                     let group = collect(first, asked);
+                    let count = group.len() as u64;
                     self.commit(group);
+                    self.shared.kept.fetch_add(count, Ordering::Relaxed);
+                    let used = cpu::of_thread().as_nanos();
+                    let used = u64::try_from(used).unwrap_or(u64::MAX);
+                    self.shared.used_ns.store(used, Ordering::Relaxed);
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, ETAG, IF_NONE_MATCH};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use metrics::Counter;
+use tokio::time::Instant;
 
 pub use self::fetch::Services;
 use self::fetch::{Fetch, Limits};
@@ -23,15 +24,18 @@ use crate::claims::{Origin, Reference, Stores};
 use crate::config::model::{self, Pointer};
 use crate::error::{Error, Kind};
 use crate::kafka::record::digest_text;
+use crate::lifecycle::cpu;
 use crate::reply::headers::REPR_DIGEST;
 use crate::service::Response;
 use crate::telemetry::metrics::{Metrics, Outcomes};
 use crate::telemetry::names;
 use crate::telemetry::trace::Trace;
+use crate::worth::{Hydrated, Ledger};
 
 /// Fetches claims.
 pub struct Hydrate {
     fetch: Fetch,
+    worth: Arc<Ledger>,
     lazy: Meters,
     eager: Meters,
 }
@@ -91,7 +95,7 @@ impl Hydrate {
         claims: Arc<Stores>,
         services: Services,
         limits: &model::Limits,
-        metrics: &Metrics,
+        (worth, metrics): (&Arc<Ledger>, &Metrics),
     ) -> Self {
         let limits = Limits {
             claim: limits.claim,
@@ -100,6 +104,7 @@ impl Hydrate {
         };
         Self {
             fetch: Fetch::new(service, (claims, services), limits, metrics),
+            worth: Arc::clone(worth),
             lazy: Meters::new(metrics, "lazy"),
             eager: Meters::new(metrics, "eager"),
         }
@@ -150,7 +155,7 @@ impl Hydrate {
     }
 
     async fn before(&self, reference: &Reference, trace: &Trace) -> Result<Bytes, Error> {
-        match self.fetch.had(reference, trace).await {
+        match self.had((reference, true), trace).await {
             Ok(had) => {
                 self.eager.had(&had);
                 Ok(had.body)
@@ -160,6 +165,29 @@ impl Hydrate {
                 Err(error)
             }
         }
+    }
+
+    /// Fetches, and notes in the balance of its subscription what that cost.
+    async fn had(
+        &self,
+        (reference, eager): (&Reference, bool),
+        trace: &Trace,
+    ) -> Result<Had, Error> {
+        let begun = Instant::now();
+        let (had, cpu) = cpu::clocked(self.fetch.had(reference, trace)).await;
+        if let Some(row) = self.worth.reader(reference.reader) {
+            match &had {
+                Ok(had) => row.hydrated(Hydrated {
+                    eager,
+                    cached: had.cached,
+                    bytes: had.body.len(),
+                    waited: begun.elapsed(),
+                    cpu,
+                }),
+                Err(_) => row.refused(),
+            }
+        }
+        had
     }
 
     async fn lazily(&self, asked: Asked<'_>) -> Result<Response, Error> {
@@ -178,10 +206,15 @@ impl Hydrate {
             self.lazy.unchanged.increment(1);
             return Ok(document(StatusCode::NOT_MODIFIED, Bytes::new(), &reference));
         }
-        let had = self.fetch.had(&reference, asked.trace).await?;
+        let had = self.had((&reference, false), asked.trace).await?;
         self.lazy.had(&had);
         if let Some(fields) = fields {
             let part = slim::project(&had.body, &fields)?;
+            if let Some(row) = self.worth.reader(reference.reader) {
+                let each = part.len() / fields.len().max(1);
+                let fields = fields.iter();
+                fields.for_each(|field| row.asked_for(&field.to_string(), each));
+            }
             self.lazy.fields.increment(1);
             return Ok(part_of_document(part.into()));
         }

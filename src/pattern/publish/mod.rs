@@ -36,6 +36,7 @@ use crate::config::model::{ClaimIndex, HeaderRule, Publish as Rule, Survives, Tr
 use crate::error::{Error, Kind, Retry};
 use crate::kafka::producer::{Producer, PublishError};
 use crate::kafka::record::{self, ClaimRef, Message};
+use crate::lifecycle::cpu;
 use crate::messages::keys::{Keys, Promised};
 use crate::messages::queued::{Queued, Queueing};
 use crate::messages::{Origin, Timelines, id};
@@ -44,9 +45,13 @@ use crate::telemetry::metrics::{Metrics, Outcomes};
 use crate::telemetry::spans::Open;
 use crate::telemetry::trace::Trace;
 use crate::telemetry::{names, tracestate};
+use crate::worth::{Ledger, Published as Row};
 
 /// How long a caller may take to send the body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Of 256 bodies so many are measured while they are kept: measuring costs a microsecond or two.
+const MEASURED: u8 = 16;
 
 /// What all publishing routes of a sidecar share.
 pub struct Sender {
@@ -64,6 +69,8 @@ pub struct Sender {
     pub keys: Arc<Keys>,
     /// The way through the spool, and what the spool's folder outlives.
     pub outbox: Option<(Outbox, Survives)>,
+    /// Whether events pay.
+    pub worth: Arc<Ledger>,
     /// What receivers told; `None` if replies have no topic to come by.
     pub answers: Option<Arc<Answers>>,
 }
@@ -84,6 +91,8 @@ pub struct Publish {
     /// Present where calls are queued that could not be forwarded.
     queued: Option<Arc<Queued>>,
     meters: Meters,
+    /// For the balance of slimming.
+    row: Arc<Row>,
     /// For the timelines of its messages.
     origin: Origin,
 }
@@ -194,6 +203,7 @@ impl Publish {
             origin: sender.timelines.origin(Some(route), &rule.topic),
             sender: Arc::clone(sender),
             refusals: Refusals::default(),
+            row: sender.worth.publishing(route, &rule.topic),
             queued: None,
             meters: Meters {
                 replicated: accepted("replicated"),
@@ -359,6 +369,8 @@ impl Publish {
         self.meters.seconds.record(sent.elapsed());
         self.meters.bytes.increment(bytes as u64);
         self.meters.slimmed.increment(ready.saved as u64);
+        let whole = ready.claim.as_ref().map(|claim| claim.size as usize);
+        self.row.published(bytes, whole);
         let accepted = self.accepted(id, promised, ready.claim.as_ref());
         Ok(Published::new(accepted, ready.wait, ready.permit))
     }
@@ -443,8 +455,7 @@ impl Publish {
             digest: cut.digest,
         };
         let record = (&*self.way.topic, &cut.body[..]);
-        let claim = self.sender.claims.keep(keeping.store, &whole, record);
-        let claim = claim.await?;
+        let claim = self.kept(keeping, &whole, record).await?;
         let left = Left {
             none: cut.body.is_empty(),
             cut: cut.fields,
@@ -455,6 +466,23 @@ impl Publish {
             claim: Some((claim, left)),
             saved,
         })
+    }
+
+    /// Keeps a body, and now and then sees what that costs.
+    async fn kept(
+        &self,
+        keeping: &Keeping,
+        whole: &Whole,
+        record: (&str, &[u8]),
+    ) -> Result<Claim, Error> {
+        let claims = &self.sender.claims;
+        let claim = claims.keep(keeping.store, whole, record);
+        if fastrand::u8(..) >= MEASURED {
+            return claim.await;
+        }
+        let (claim, used) = cpu::clocked(claim).await;
+        self.row.kept_at(used + claims.writing_costs(keeping.store));
+        claim
     }
 
     /// What becomes of a body that is not JSON, where the route takes such: a large one is kept as a whole. `None` for a
