@@ -32,6 +32,7 @@ mod lanes;
 mod live;
 mod outage;
 mod publish;
+mod slim;
 mod spool;
 mod world;
 

@@ -132,6 +132,11 @@ impl App {
         self.world.seen.lock().expect("no holder panics").len()
     }
 
+    /// Every call since this was asked last.
+    pub(crate) fn take(&self) -> Vec<Seen> {
+        std::mem::take(&mut *self.world.seen.lock().expect("no holder panics"))
+    }
+
     /// Forgets the calls so far: a long run must not keep them all.
     pub(crate) fn forget(&self) {
         self.world.seen.lock().expect("no holder panics").clear();

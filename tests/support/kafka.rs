@@ -149,6 +149,26 @@ impl Kafka {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// Bytes of a topic's records on the broker's disk, as it stores them.
+    pub(crate) fn log_bytes(&self, topic: &str) -> u64 {
+        let partition = |name: &str| {
+            let number = name.strip_prefix(topic)?.strip_prefix('-')?;
+            number
+                .bytes()
+                .all(|byte| byte.is_ascii_digit())
+                .then_some(())
+        };
+        let data = fs::read_dir(self.folder.path().join("data")).expect("the broker has data");
+        let folders = data.map(|entry| entry.expect("an entry"));
+        let folders =
+            folders.filter(|entry| partition(&entry.file_name().to_string_lossy()).is_some());
+        let files = folders.flat_map(|folder| fs::read_dir(folder.path()).expect("a folder"));
+        let logs = files.map(|entry| entry.expect("an entry"));
+        let logs = logs.filter(|file| file.path().extension().is_some_and(|end| end == "log"));
+        logs.map(|file| file.metadata().expect("a file").len())
+            .sum()
+    }
+
     /// Ends the broker with SIGKILL; its folder stays.
     pub(crate) fn kill(&mut self) {
         self.process.take().expect("the broker runs").kill();
