@@ -223,9 +223,13 @@ kafka: {{ brokers: [\"{}\"] }}
     let asked = before.metric("wayside_hydrate_seconds_count").await;
     assert!(asked <= count as f64, "{asked} of {count} were asked for");
 
-    // The same orders whole, as far as it takes to know what one costs the broker.
+    cost_less(kafka, &orders, (count, fetched)).await;
+}
+
+/// Compares with the same orders whole, as far as it takes to know what one costs the broker.
+async fn cost_less(kafka: &Kafka, orders: &Sidecar, (count, fetched): (usize, usize)) {
     let sample = count.min(2_000);
-    publish(&orders, "whole", sample).await;
+    publish(orders, "whole", sample).await;
     let slim_bytes = kafka.log_bytes("slim-orders") as f64 / count as f64;
     let whole_bytes = kafka.log_bytes("whole-orders") as f64 / sample as f64;
     let fell = 1.0 - slim_bytes / whole_bytes;
