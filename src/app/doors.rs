@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method};
 use uuid::Uuid;
@@ -174,7 +173,7 @@ impl OutboundDoor {
                 let body = serde_json::to_vec(&timeline).map_err(|cause| {
                     Error::new(Kind::Internal, "the timeline can not be written").because(cause)
                 })?;
-                Ok(plain(Bytes::from(body), "application/json"))
+                Ok(of(Body::full(body), "application/json"))
             }
             Lookup::Gone => Err(Error::new(
                 Kind::Expired,
@@ -260,11 +259,11 @@ impl InboundDoor {
         only_get(call.request.method())?;
         match below(call.request.uri().path()) {
             ("claims", id) => {
-                let body = self.claims.fetch(id).await?;
+                let body = self.claims.body(id).await?;
                 if let Some(said) = id::look(id) {
                     self.worth.served(said.audience);
                 }
-                Ok(plain(body, "application/octet-stream"))
+                Ok(of(body, "application/octet-stream"))
             }
             _ => Err(Error::new(
                 Kind::NotFound,
@@ -298,8 +297,8 @@ fn only_get(method: &Method) -> Result<(), Error> {
     }
 }
 
-fn plain(body: Bytes, media_type: &'static str) -> Response {
-    let mut response = Response::new(Body::full(body));
+fn of(body: Body, media_type: &'static str) -> Response {
+    let mut response = Response::new(body);
     let media_type = HeaderValue::from_static(media_type);
     response.headers_mut().insert(CONTENT_TYPE, media_type);
     response

@@ -6,7 +6,7 @@
 //! | version | what follows |
 //! |---|---|
 //! | 2, a folder | segment (8), offset (4), length (4), expiry in seconds since 1970 (8), signature (16) |
-//! | 3, a shared place | hour of its end since 1970 (4), length (8), expiry (8), SHA-256 of the body (32), signature (16) |
+//! | 3, a shared place | hour of its end since 1970 (4), length (8), expiry (8), name of the object (32), signature (16) |
 //! | 4, nowhere | expiry (8) |
 //!
 //! The signature is the first 16 bytes of HMAC-SHA256 (RFC 2104) over all before it. Its key lies beside the bodies, so
@@ -141,8 +141,8 @@ pub struct Object {
     pub length: u64,
     /// Seconds since 1970 until which it is served.
     pub expires: u64,
-    /// SHA-256 of the body, which is its name.
-    pub digest: [u8; 32],
+    /// Its name: SHA-256 of the body, or random bytes.
+    pub name: [u8; 32],
 }
 
 /// The id of a claim that lies nowhere, of the template with this tag.
@@ -199,7 +199,7 @@ impl Signer {
             id.extend_from_slice(&object.hour.to_be_bytes());
             id.extend_from_slice(&object.length.to_be_bytes());
             id.extend_from_slice(&object.expires.to_be_bytes());
-            id.extend_from_slice(&object.digest);
+            id.extend_from_slice(&object.name);
         })
     }
 
@@ -236,7 +236,7 @@ impl Signer {
             hour: u32::from_be_bytes(first(rest)),
             length: u64::from_be_bytes(first(&rest[4..])),
             expires: u64::from_be_bytes(first(&rest[12..])),
-            digest: first(&rest[20..]),
+            name: first(&rest[20..]),
         })
     }
 
@@ -291,7 +291,7 @@ mod tests {
             hour: 500_000,
             length: 1 << 40,
             expires: 1_800_000_000,
-            digest: [9; 32],
+            name: [9; 32],
         };
         let id = signer.sign_object(&object);
         assert_eq!(

@@ -11,9 +11,11 @@ mod http;
 pub mod id;
 pub mod object;
 pub mod origin;
+mod parts;
 mod reference;
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -23,6 +25,7 @@ pub use object::Objects;
 pub use origin::Origin;
 pub use reference::Reference;
 
+use crate::body::Body;
 use crate::config::model::{ClaimIndex, ClaimPlace, ClaimStore, Survives};
 use crate::error::{Error, Kind};
 use id::{Form, audience};
@@ -49,13 +52,58 @@ pub struct Claim {
     pub expires: SystemTime,
 }
 
+/// Bytes of a body above which it is read part by part.
+const IN_MEMORY: u64 = 1 << 20;
+
+/// A body that comes in parts.
+#[derive(Debug)]
+pub enum Upload {
+    /// Into a folder of this sidecar.
+    Disk(disk::Upload),
+    /// Into a shared place.
+    Objects(object::Upload),
+}
+
+impl Upload {
+    /// Takes the next bytes of the body.
+    ///
+    /// # Errors
+    /// [`Kind::ClaimStore`] if the store is full or refuses, [`Kind::BodyTooLarge`] over what it can hold.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        match self {
+            Self::Disk(upload) => upload.write(bytes).await,
+            Self::Objects(upload) => upload.write(bytes).await,
+        }
+    }
+
+    /// Keeps the body for records of `topic`; when this returns, it is as safe as the store is.
+    ///
+    /// # Errors
+    /// As [`Upload::write`].
+    pub async fn finish(self, digest: [u8; 32], topic: &str) -> Result<Claim, Error> {
+        let audience = audience(topic);
+        match self {
+            Self::Disk(upload) => upload.finish(digest, audience).await,
+            Self::Objects(upload) => upload.finish(digest, audience).await,
+        }
+    }
+
+    /// Gives up what was taken so far.
+    pub async fn abort(self) {
+        match self {
+            Self::Disk(upload) => drop(upload),
+            Self::Objects(upload) => upload.abort().await,
+        }
+    }
+}
+
 /// One store of whatever kind.
 #[derive(Debug)]
 pub enum Store {
     /// A folder of this sidecar.
     Disk(Disk),
     /// A place that many sidecars share.
-    Objects(Box<Objects>),
+    Objects(Arc<Objects>),
     /// Nothing is kept: the service that made the body is asked again.
     Origin(Origin),
 }
@@ -94,7 +142,7 @@ impl Stores {
             let opened = match &config.place {
                 ClaimPlace::Disk(folder) => Disk::open(config, folder, service).map(Store::Disk),
                 ClaimPlace::Object(objects) => {
-                    Objects::open(config, objects).map(|objects| Store::Objects(Box::new(objects)))
+                    Objects::open(config, objects).map(|objects| Store::Objects(Arc::new(objects)))
                 }
                 ClaimPlace::Origin(template) => {
                     Ok(Store::Origin(Origin::new(template, config.ttl)))
@@ -163,6 +211,46 @@ impl Stores {
             Error::new(Kind::Elsewhere, detail)
         };
         Err(away.unwrap_or_else(elsewhere))
+    }
+
+    /// Begins a body whose length is not known yet.
+    ///
+    /// # Errors
+    /// [`Kind::ClaimStore`] if the store is full or refuses; [`Kind::Internal`] for one that keeps nothing.
+    pub async fn begin(&self, index: ClaimIndex) -> Result<Upload, Error> {
+        match self.0.get(index.0) {
+            Some(Store::Disk(disk)) => disk.begin().await.map(Upload::Disk),
+            Some(Store::Objects(objects)) => objects.begin().await.map(Upload::Objects),
+            Some(Store::Origin(_)) | None => Err(Error::new(
+                Kind::Internal,
+                "the route's claim store keeps no bodies",
+            )),
+        }
+    }
+
+    /// A claim's body from whichever store made its id: in memory if it is small, else part by part, and then its digest
+    /// is for the reader to check.
+    ///
+    /// # Errors
+    /// As [`Stores::fetch`], as far as it shows before the first byte.
+    pub async fn body(&self, id: &str) -> Result<Body, Error> {
+        let said = id::look(id);
+        for store in &self.0 {
+            match (store, said) {
+                (Store::Disk(disk), Some(said)) if disk.made(&said) => {
+                    if disk.size(id).is_some_and(|size| size > IN_MEMORY) {
+                        return disk.stream(id).await;
+                    }
+                }
+                (Store::Objects(objects), Some(said)) if said.form == Form::Shared => {
+                    if objects.size(id).await?.is_some_and(|size| size > IN_MEMORY) {
+                        return objects.stream(id).await;
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.fetch(id).await.map(Body::full)
     }
 
     /// The origin that an id is of, if the config has it.

@@ -1,6 +1,6 @@
 //! A store in a place that many sidecars share: a bucket of an S3-compatible store, or a folder that is mounted everywhere.
 //!
-//! A body is an object named by its SHA-256 in a folder named by the hour after which nobody has a claim on it, so that
+//! A body is an object named by its SHA-256 (one that came in parts by chance) in a folder named by the hour after which nobody has a claim on it, so that
 //! what has expired is found by its folder and deleted by whichever sidecar looks first. That also takes the bodies whose
 //! records were never published. The key that signs the ids lies beside them, made by whoever came first.
 
@@ -13,16 +13,20 @@ use bytes::Bytes;
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, RetryConfig};
+use object_store::{
+    MultipartUpload, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, RetryConfig,
+};
+use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
 use super::http::Connector;
 use super::id::{self, Audience, KEY_LEN, Object, Said, Signer};
-use super::{Claim, Whole};
+use super::{Claim, Whole, parts};
+use crate::body::Body;
 use crate::config::model::{Bucket, ClaimObjects, ClaimStore, ObjectPlace, Survives};
 use crate::error::{Error, Kind};
-use crate::lifecycle::folder;
+use crate::lifecycle::{self, folder};
 
 const HOUR: u64 = 60 * 60;
 /// How long one request to the place may take, with its repetitions.
@@ -30,6 +34,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const RETRIES: usize = 2;
 /// When a caller may come back after a place that is away.
 const AFTER: Duration = Duration::from_secs(1);
+/// Bytes that are read or written at a time, and held in memory: a bucket takes no parts under 5 MiB.
+const PART_LEN: usize = 8 << 20;
 /// Objects of one expired hour that are deleted between two looks, at most.
 const SWEPT_MAX: usize = 10_000;
 /// Bytes of the name of an hour: `2026-12-04T08`.
@@ -83,27 +89,47 @@ impl Objects {
     /// [`Kind::ClaimStore`] if the place does not take it in time.
     pub async fn keep(&self, whole: &Whole, audience: Audience) -> Result<Claim, Error> {
         let signer = self.signer().await?;
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        // Rounded up, so that a claim never lives shorter than it should.
-        let expires = (now + self.ttl).as_secs() + 1;
         let object = Object {
             audience,
-            hour: u32::try_from(expires / HOUR + 1).unwrap_or(u32::MAX),
             length: whole.body.len() as u64,
-            expires,
-            digest: whole.digest,
+            name: whole.digest,
+            ..self.lasting()
         };
         let path = self.path(&object);
         let put = self.store.put(&path, whole.body.clone().into());
         self.done("does not take the body", put).await?;
         Ok(Claim {
             id: signer.sign_object(&object),
-            digest: object.digest,
+            digest: whole.digest,
             size: object.length,
-            expires: UNIX_EPOCH + Duration::from_secs(expires),
+            expires: UNIX_EPOCH + Duration::from_secs(object.expires),
         })
+    }
+
+    /// An object that is made now, so far as its time goes.
+    fn lasting(&self) -> Object {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        // Rounded up, so that a claim never lives shorter than it should.
+        let expires = (now + self.ttl).as_secs() + 1;
+        Object {
+            audience: Audience::default(),
+            hour: u32::try_from(expires / HOUR + 1).unwrap_or(u32::MAX),
+            length: 0,
+            expires,
+            name: [0; 32],
+        }
+    }
+
+    /// Where a claim lies, if it is to be served.
+    async fn place_of(&self, id: &str) -> Result<Object, Error> {
+        let object = self.signer().await?.verify_object(id);
+        let object = object.ok_or_else(|| Error::new(Kind::Unknown, "no claim has this id"))?;
+        match SystemTime::now() >= UNIX_EPOCH + Duration::from_secs(object.expires) {
+            true => Err(Error::new(Kind::Expired, "the claim has expired")),
+            false => Ok(object),
+        }
     }
 
     /// Reads a claim's body.
@@ -112,11 +138,7 @@ impl Objects {
     /// [`Kind::Unknown`] for an id that was not signed here and for a body that is not there, [`Kind::Expired`],
     /// [`Kind::ClaimDamaged`] if it has not its length, [`Kind::ClaimStore`] if the place is away.
     pub async fn fetch(&self, id: &str) -> Result<Bytes, Error> {
-        let object = self.signer().await?.verify_object(id);
-        let object = object.ok_or_else(|| Error::new(Kind::Unknown, "no claim has this id"))?;
-        if SystemTime::now() >= UNIX_EPOCH + Duration::from_secs(object.expires) {
-            return Err(Error::new(Kind::Expired, "the claim has expired"));
-        }
+        let object = self.place_of(id).await?;
         let path = self.path(&object);
         let read = async {
             let found = self.store.get(&path).await?;
@@ -133,6 +155,72 @@ impl Objects {
                 Err(Error::new(Kind::ClaimDamaged, detail))
             }
         }
+    }
+
+    /// Bytes of a claim's body, by its id.
+    ///
+    /// # Errors
+    /// As [`Objects::made`].
+    pub async fn size(&self, id: &str) -> Result<Option<u64>, Error> {
+        let object = self.signer().await?.verify_object(id);
+        Ok(object.map(|object| object.length))
+    }
+
+    /// Reads a claim's body part by part. Its digest is for the reader to check.
+    ///
+    /// # Errors
+    /// As [`Objects::fetch`], as far as it shows before the first byte.
+    pub async fn stream(self: &Arc<Self>, id: &str) -> Result<Body, Error> {
+        let object = self.place_of(id).await?;
+        let path = self.path(&object);
+        let found = self.done("cannot be read", self.store.head(&path)).await?;
+        if found.size != object.length {
+            let detail = "the claim's bytes are damaged";
+            return Err(Error::new(Kind::ClaimDamaged, detail));
+        }
+        let (sender, body) = parts::parts(object.length);
+        let own = Arc::clone(self);
+        let reading = async move {
+            let mut at = 0;
+            while at < object.length {
+                let end = object.length.min(at + PART_LEN as u64);
+                let part = own.store.get_range(&path, at..end);
+                let part = own.done("cannot be read", part).await;
+                let broken = part.is_err();
+                if sender.send(part).await.is_err() || broken {
+                    return;
+                }
+                at = end;
+            }
+        };
+        lifecycle::spawn(&Handle::current(), "claim", reading);
+        Ok(body)
+    }
+
+    /// Begins a body whose length is not known yet.
+    ///
+    /// # Errors
+    /// [`Kind::ClaimStore`] if the place does not take it.
+    pub async fn begin(self: &Arc<Self>) -> Result<Upload, Error> {
+        let name = id::new_key().map_err(|error| {
+            Error::new(Kind::Internal, "the machine gives no random bytes").because(error)
+        })?;
+        let object = Object {
+            audience: Audience::default(),
+            length: 0,
+            name,
+            ..self.lasting()
+        };
+        let path = self.path(&object);
+        let begun = self.store.put_multipart(&path);
+        let upload = self.done("does not take the body", begun).await?;
+        Ok(Upload {
+            place: Arc::clone(self),
+            upload,
+            object,
+            buffer: Vec::new(),
+            finished: false,
+        })
     }
 
     /// Whether this is the place that an id names.
@@ -195,7 +283,7 @@ impl Objects {
 
     fn path(&self, object: &Object) -> Path {
         let hex: String = object
-            .digest
+            .name
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect();
@@ -266,6 +354,65 @@ impl Objects {
 impl fmt::Debug for Objects {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} at {}", self.name, self.place)
+    }
+}
+
+/// A body that comes in parts.
+#[derive(Debug)]
+pub struct Upload {
+    place: Arc<Objects>,
+    upload: Box<dyn MultipartUpload>,
+    object: Object,
+    buffer: Vec<u8>,
+    finished: bool,
+}
+
+impl Upload {
+    /// Takes the next bytes of the body.
+    ///
+    /// # Errors
+    /// [`Kind::ClaimStore`] if the place does not take them in time.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.object.length += bytes.len() as u64;
+        self.buffer.extend_from_slice(bytes);
+        match self.buffer.len() >= PART_LEN {
+            true => self.flush().await,
+            false => Ok(()),
+        }
+    }
+
+    async fn flush(&mut self) -> Result<(), Error> {
+        let bytes = Bytes::from(std::mem::take(&mut self.buffer));
+        let put = self.upload.put_part(bytes.into());
+        self.place.done("does not take the body", put).await
+    }
+
+    /// Keeps the body; when this returns, the place has it.
+    ///
+    /// # Errors
+    /// As [`Upload::write`].
+    pub async fn finish(mut self, digest: [u8; 32], audience: Audience) -> Result<Claim, Error> {
+        self.flush().await?;
+        let completed = self.upload.complete();
+        self.place.done("does not take the body", completed).await?;
+        self.finished = true;
+        self.object.audience = audience;
+        let signer = self.place.signer().await?;
+        Ok(Claim {
+            id: signer.sign_object(&self.object),
+            digest,
+            size: self.object.length,
+            expires: UNIX_EPOCH + Duration::from_secs(self.object.expires),
+        })
+    }
+
+    /// Gives up what was taken so far.
+    pub async fn abort(mut self) {
+        let aborted = self.upload.abort();
+        if let Err(error) = self.place.done("does not give up a body", aborted).await {
+            let store = &self.place.name;
+            tracing::warn!(store, %error, "parts of a body that broke off are left for the place to collect");
+        }
     }
 }
 

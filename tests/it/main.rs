@@ -34,6 +34,7 @@ mod http2;
 mod hydration;
 mod key;
 mod lanes;
+mod large;
 mod lifecycle;
 mod live;
 mod mesh;

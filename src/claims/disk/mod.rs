@@ -6,6 +6,7 @@
 //! again, since what the kernel still holds of it is unknown; what was promised before stays readable.
 
 mod segment;
+mod upload;
 mod writer;
 
 use std::fmt;
@@ -13,18 +14,21 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use crate::claims::id::{self, Audience, KEY_LEN, Said, Signer};
+use crate::body::Body;
+use crate::claims::id::{self, Audience, KEY_LEN, Place, Said, Signer};
+use crate::claims::parts;
 use crate::claims::{Claim, Whole};
-use segment::{Machine, Real};
+use segment::{Machine, Real, Sealed};
+pub(super) use upload::Upload;
 use writer::{Ask, Writer};
 
 use crate::config::model::{ClaimFolder, ClaimStore, Survives, WhenFull};
@@ -61,6 +65,10 @@ struct Shared {
     used: AtomicU64,
     /// Bytes that went before their time.
     evicted: AtomicU64,
+    /// The lowest number that a new segment may have.
+    next: AtomicU64,
+    /// Segments that were written beside the writer, which it is to delete in their time.
+    beside: Mutex<Vec<Sealed>>,
     /// Bodies that the writer has kept, and the CPU that it used, in nanoseconds.
     kept: AtomicU64,
     used_ns: AtomicU64,
@@ -100,6 +108,8 @@ impl Disk {
             full: place.full,
             used,
             evicted: AtomicU64::new(0),
+            next: AtomicU64::new(segment::next_after(&sealed)),
+            beside: Mutex::default(),
             kept: AtomicU64::new(0),
             used_ns: AtomicU64::new(0),
             gone_below,
@@ -187,6 +197,39 @@ impl Disk {
         reading.await.unwrap_or_else(failed)
     }
 
+    /// Bytes of a claim's body, by its id.
+    pub fn size(&self, id: &str) -> Option<u64> {
+        let place = self.shared.signer.verify(id)?;
+        Some(u64::from(place.length))
+    }
+
+    /// Reads a claim's body part by part, on a thread where it may block. Its digest is for the reader to check.
+    ///
+    /// # Errors
+    /// As [`Disk::read`], as far as it shows before the first byte.
+    pub async fn stream(&self, id: &str) -> Result<Body, Error> {
+        let place = self.shared.place(id, SystemTime::now())?;
+        let shared = Arc::clone(&self.shared);
+        let opening = tokio::task::spawn_blocking(move || {
+            let opened = segment::open(&shared.folder, &place);
+            shared.found(&place, opened)
+        });
+        let failed = |cause| Err(Error::new(Kind::Internal, "a claim was not read").because(cause));
+        let file = opening.await.unwrap_or_else(failed)?;
+        let (sender, body) = parts::parts(u64::from(place.length));
+        // Ends when the body is read, or is no more.
+        drop(tokio::task::spawn_blocking(move || {
+            let ended =
+                segment::read_parts(&file, &place, |part| sender.blocking_send(Ok(part)).is_ok());
+            if let Err(error) = ended {
+                let error =
+                    Error::new(Kind::ClaimDamaged, "the claim's bytes end too soon").because(error);
+                sender.blocking_send(Err(error)).ok();
+            }
+        }));
+        Ok(body)
+    }
+
     /// Whether this store is the one that an id names.
     pub fn made(&self, said: &Said) -> bool {
         self.shared.signer.made(said)
@@ -237,15 +280,45 @@ impl Drop for Disk {
 }
 
 impl Shared {
-    fn read(&self, id: &str, now: SystemTime) -> Result<Bytes, Error> {
-        let name = &self.name;
+    /// A number for a new segment: never one that was used before, even if all older segments are gone, since their ids may
+    /// still be about.
+    fn number(&self, now: SystemTime) -> io::Result<u64> {
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = since.as_millis() as u64;
+        let after = |next: u64| next.max(now).checked_add(1);
+        let taken = self
+            .next
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, after);
+        let taken = taken.map(|next| next.max(now));
+        taken.map_err(|_| io::Error::other("the claim folder has no number left for a segment"))
+    }
+
+    /// Hands a segment to the writer, which deletes it in its time.
+    fn sealed(&self, sealed: Sealed) {
+        let mut beside = self.beside.lock().unwrap_or_else(PoisonError::into_inner);
+        beside.push(sealed);
+    }
+
+    /// Where a claim lies, if it is to be served.
+    fn place(&self, id: &str, now: SystemTime) -> Result<Place, Error> {
         let place = self.signer.verify(id);
         let place = place.ok_or_else(|| Error::new(Kind::Unknown, "no claim has this id"))?;
-        if now >= UNIX_EPOCH + Duration::from_secs(place.expires) {
-            return Err(Error::new(Kind::Expired, "the claim has expired"));
+        match now >= UNIX_EPOCH + Duration::from_secs(place.expires) {
+            true => Err(Error::new(Kind::Expired, "the claim has expired")),
+            false => Ok(place),
         }
-        match segment::read(&self.folder, &place) {
-            Ok(Some(body)) => Ok(body),
+    }
+
+    fn read(&self, id: &str, now: SystemTime) -> Result<Bytes, Error> {
+        let place = self.place(id, now)?;
+        self.found(&place, segment::read(&self.folder, &place))
+    }
+
+    /// What a look into a segment means.
+    fn found<T>(&self, place: &Place, looked: io::Result<Option<T>>) -> Result<T, Error> {
+        let name = &self.name;
+        match looked {
+            Ok(Some(found)) => Ok(found),
             Ok(None) => {
                 tracing::error!(store = name, segment = place.segment, "claim damaged");
                 Err(Error::new(

@@ -193,6 +193,55 @@ pub(super) fn read(folder: &Path, place: &Place) -> io::Result<Option<Bytes>> {
     Ok(whole.then_some(body))
 }
 
+/// Bytes of a body that are read at a time.
+const PART_LEN: usize = 256 << 10;
+
+/// Opens the segment of a place; `None` if its header or the record's is not as it was written, or the body is not all
+/// there.
+pub(super) fn open(folder: &Path, place: &Place) -> io::Result<Option<File>> {
+    let file = File::open(path(folder, place.segment))?;
+    let whole = u64::from(place.offset) + RECORD_LEN as u64 + u64::from(place.length);
+    if file.metadata()?.len() < whole {
+        return Ok(None);
+    }
+    let (mut head, mut found) = ([0; HEADER_LEN], [0; RECORD_LEN]);
+    file.read_exact_at(&mut head, 0)?;
+    file.read_exact_at(&mut found, u64::from(place.offset))?;
+    let expected = record(place.length, &[0; 32]);
+    let whole = ends(&head, place.segment).is_some() && found[..8] == expected[..8];
+    Ok(whole.then_some(file))
+}
+
+/// Reads the body at a place part by part, until `take` wants no more.
+pub(super) fn read_parts(
+    file: &File,
+    place: &Place,
+    mut take: impl FnMut(Bytes) -> bool,
+) -> io::Result<()> {
+    let (mut at, mut left) = (
+        u64::from(place.offset) + RECORD_LEN as u64,
+        place.length as usize,
+    );
+    while left > 0 {
+        let mut part = vec![0; left.min(PART_LEN)];
+        file.read_exact_at(&mut part, at)?;
+        (at, left) = (at + part.len() as u64, left - part.len());
+        if !take(part.into()) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The lowest number that a new segment may have.
+pub(super) fn next_after(sealed: &[Sealed]) -> u64 {
+    // Numbers are milliseconds: one that has no successor was not given by a store.
+    let after = sealed
+        .iter()
+        .filter_map(|segment| segment.number.checked_add(1));
+    after.max().unwrap_or(1)
+}
+
 /// A segment that is not written to any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sealed {

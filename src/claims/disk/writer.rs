@@ -1,9 +1,9 @@
 //! The thread that appends to a store's segments, in groups, and deletes those that have expired.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -50,8 +50,6 @@ pub(super) struct Writer {
     machine: Box<dyn Machine>,
     sealed: Vec<Sealed>,
     open: Option<Open>,
-    /// The lowest number that a new segment may have.
-    next: u64,
     /// Bytes after which a new segment is begun.
     segment_max: u64,
     buffer: Vec<u8>,
@@ -71,12 +69,6 @@ struct Open {
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, machine: Box<dyn Machine>, sealed: Vec<Sealed>) -> Self {
-        // Numbers are milliseconds: one that has no successor was not given by a store.
-        let next = sealed
-            .iter()
-            .filter_map(|segment| segment.number.checked_add(1))
-            .max()
-            .unwrap_or(1);
         // Small beside the store, so that one that is evicted takes little with it.
         let segment_max = match shared.full {
             WhenFull::Refuse => SEGMENT_MAX,
@@ -87,7 +79,6 @@ impl Writer {
             machine,
             sealed,
             open: None,
-            next,
             segment_max,
             buffer: Vec::new(),
         }
@@ -191,14 +182,9 @@ impl Writer {
     }
 
     fn begin(&mut self, now: SystemTime) -> io::Result<()> {
-        // Never a number that was used before, even if all older segments are gone: their ids may still be about.
-        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let number = self.next.max(since.as_millis() as u64);
-        let spent = || io::Error::other("the claim folder has no number left for a segment");
-        let next = number.checked_add(1).ok_or_else(spent)?;
+        let number = self.shared.number(now)?;
         let full = now + (self.shared.ttl / 8).max(Duration::from_secs(1));
         let ends = seconds(full + self.shared.ttl) + 2;
-        self.next = next;
         let path = segment::path(&self.shared.folder, number);
         let file = self.machine.create(&path)?;
         let len = HEADER_LEN as u64;
@@ -330,6 +316,9 @@ impl Writer {
             self.seal();
         }
         let (shared, machine) = (&self.shared, &self.machine);
+        let mut beside = shared.beside.lock().unwrap_or_else(PoisonError::into_inner);
+        self.sealed.append(&mut beside);
+        drop(beside);
         self.sealed.retain(|sealed| {
             if seconds(now) < sealed.ends {
                 return true;

@@ -46,7 +46,10 @@ pub(super) fn publish(at: &At<'_>, path: &PathPattern, around: &Around) -> Optio
     let content_type = validation::content_type(&map);
     let slim = map.maybe("slim", |at| slim::slim(at, around));
     let headers = map.or("headers", HeaderRule::default(), headers);
-    let max_body = map.or("max_body", BODY_DEFAULT, |at| at.bytes(1..=256 << 20));
+    // What streams into its claim takes no memory.
+    let streams = matches!(&slim, Some(Some(slim)) if slim.whole_over.is_some());
+    let most = if streams { 1 << 40 } else { 256 << 20 };
+    let max_body = map.or("max_body", BODY_DEFAULT, |at| at.bytes(1..=most));
     let timeout = map.or("timeout", TIMEOUT_DEFAULT, |at| {
         at.duration(Duration::from_millis(1)..=Duration::from_secs(300))
     });

@@ -12,10 +12,12 @@ use crate::body::Body;
 use crate::error::{self, Error, Kind};
 use crate::service::Request;
 use crate::telemetry::trace::{TRACEPARENT, Trace};
-use crate::upstream::{Endpoint, Upstream, Version, Wait};
+use crate::upstream::{Connection, Endpoint, Upstream, Version, Wait};
 
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(1);
+/// Bytes of a refusal that are read.
+const REFUSAL_MAX: usize = 64 << 10;
 /// The longest `Retry-After` of an origin that is passed on.
 const RETRY_AFTER_MAX: u64 = 300;
 
@@ -38,6 +40,30 @@ pub(super) async fn ask(
     (place, trace): (Place<'_>, &Trace),
     (share, max): (Share, usize),
 ) -> Result<Bytes, Error> {
+    let to = (upstream, endpoint, service);
+    let (body, connection) = open(to, (place, trace), share).await?;
+    let body = timeout_at(share.whole, body.read(max)).await;
+    let body = body.map_err(|_| slow())?;
+    connection.release();
+    match body {
+        Ok(body) => Ok(body),
+        Err(error) if error.kind() == Kind::BodyTooLarge => {
+            let detail = format!("{service} answers with more than `limits.claim`, {max} bytes");
+            Err(Error::new(Kind::ClaimDamaged, detail))
+        }
+        Err(error) => Err(Error::new(Kind::Reset, "the claim broke off").because(error)),
+    }
+}
+
+/// Asks one address for a body that is not read here.
+///
+/// # Errors
+/// As [`ask`], as far as the answer's head shows.
+pub(super) async fn open(
+    (upstream, endpoint, service): (&Upstream, &Arc<Endpoint>, &str),
+    (place, trace): (Place<'_>, &Trace),
+    share: Share,
+) -> Result<(Body, Connection), Error> {
     let mut request = request(service, place, trace)?;
     let mut connection = upstream
         .connection(endpoint, (Version::One, false), share.connect()?)
@@ -61,21 +87,14 @@ pub(super) async fn ask(
         }
     };
     let (head, body) = answer.into_parts();
-    let body = Body::incoming(body).read(max);
-    let body = timeout_at(share.whole, body).await.map_err(|_| slow())?;
-    connection.release();
-    match head.status {
-        StatusCode::OK => match body {
-            Ok(body) => Ok(body),
-            Err(error) if error.kind() == Kind::BodyTooLarge => {
-                let detail =
-                    format!("{service} answers with more than `limits.claim`, {max} bytes");
-                Err(Error::new(Kind::ClaimDamaged, detail))
-            }
-            Err(error) => Err(Error::new(Kind::Reset, "the claim broke off").because(error)),
-        },
-        status => Err(refused(service, status, &head.headers, &body)),
+    let body = Body::incoming(body);
+    if head.status == StatusCode::OK {
+        return Ok((body, connection));
     }
+    let said = timeout_at(share.whole, body.read(REFUSAL_MAX)).await;
+    let said = said.map_err(|_| slow())?;
+    connection.release();
+    Err(refused(service, head.status, &head.headers, &said))
 }
 
 fn request(service: &str, place: Place<'_>, trace: &Trace) -> Result<Request, Error> {

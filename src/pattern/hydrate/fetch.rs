@@ -15,6 +15,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::ask::{self, Place, Share};
+use super::checked::Checked;
+use crate::body::Body;
 use crate::claims::cache::{Cache, Had};
 use crate::claims::id::{self, Form};
 use crate::claims::{Origin, Reference, Stores};
@@ -180,6 +182,61 @@ impl Fetch {
             .await
     }
 
+    /// The body of a reference, checked while it is passed on; for one that is over what is held in memory.
+    ///
+    /// # Errors
+    /// As far as they show before its first byte.
+    pub(super) async fn stream(&self, reference: &Reference, trace: &Trace) -> Result<Body, Error> {
+        if reference.expires <= SystemTime::now() {
+            return Err(Error::new(Kind::Expired, "the claim is no longer kept"));
+        }
+        let named = (reference.size, reference.digest);
+        let unknown = || Error::new(Kind::Unknown, "no claim has this reference");
+        let form = id::look(&reference.claim).ok_or_else(unknown)?.form;
+        if form != Form::Nowhere && (reference.origin == self.service || form == Form::Shared) {
+            match self.claims.body(&reference.claim).await {
+                Err(error) if error.kind() == Kind::Elsewhere => {}
+                kept => return Ok(Body::boxed(Checked::new((kept?, None), named))),
+            }
+        }
+        if form == Form::Nowhere {
+            let detail = "a body at its service's own API is only had up to `limits.claim`";
+            return Err(Error::new(Kind::ClaimDamaged, detail));
+        }
+        let Some(upstream) = (self.services)(&reference.origin) else {
+            return Err(self.unnamed(&reference.origin));
+        };
+        let deadline = Instant::now() + FETCH;
+        let mut last = None;
+        let endpoints = in_order(&upstream, &reference.instance);
+        for (asked, endpoint) in endpoints.iter().enumerate() {
+            let share = Share::of(deadline, endpoints.len() - asked);
+            let to = (&*upstream, endpoint, &*reference.origin);
+            let place = Place::Claim(&reference.claim);
+            match ask::open(to, (place, trace), share).await {
+                Ok((body, connection)) => {
+                    let from = (body, Some(connection));
+                    return Ok(Body::boxed(Checked::new(from, named)));
+                }
+                Err(error) => last = Some(worse(last, error)),
+            }
+        }
+        Err(nobody(&reference.origin, last))
+    }
+
+    /// Whether a reference's body is too large to be held in memory.
+    pub(super) fn is_large(&self, reference: &Reference) -> bool {
+        reference.size > self.max as u64
+    }
+
+    fn unnamed(&self, service: &str) -> Error {
+        let detail = match service == self.service {
+            true => "another instance of this service keeps the claim; to ask those, name the service itself in `services`".to_owned(),
+            false => format!("the claim is kept by `{service}`, which `services` does not name"),
+        };
+        Error::new(Kind::Unresolved, detail)
+    }
+
     /// Asks the addresses of a service: the instance that the record names first, if it is among them.
     async fn of_service(
         &self,
@@ -189,11 +246,7 @@ impl Fetch {
         deadline: Instant,
     ) -> Result<Bytes, Error> {
         let Some(upstream) = (self.services)(service) else {
-            let detail = match service == self.service {
-                true => "another instance of this service keeps the claim; to ask those, name the service itself in `services`".to_owned(),
-                false => format!("the claim is kept by `{service}`, which `services` does not name"),
-            };
-            return Err(Error::new(Kind::Unresolved, detail));
+            return Err(self.unnamed(service));
         };
         let source = self.source(service);
         let _turn = self.turn(&source, deadline).await?;
@@ -222,19 +275,7 @@ impl Fetch {
                 Err(error) => last = Some(worse(last, error)),
             }
         }
-        match last {
-            Some(error) if error.kind() == Kind::Elsewhere => {
-                let detail = format!(
-                    "the instance of {service} that keeps the claim is not among its addresses at the moment"
-                );
-                Err(Error::new(Kind::Unknown, detail).because(error))
-            }
-            Some(error) => Err(error),
-            None => {
-                let detail = format!("{service} has no address at the moment");
-                Err(Error::new(Kind::Unreachable, detail).retry(Retry::NeverSent))
-            }
-        }
+        Err(nobody(service, last))
     }
 
     fn source(&self, service: &str) -> Arc<Source> {
@@ -308,6 +349,23 @@ fn in_order(upstream: &Upstream, instance: &str) -> Vec<Arc<Endpoint>> {
         endpoints.sort_by_key(|endpoint| endpoint.address.to_string() != instance);
     }
     endpoints
+}
+
+/// What it means that no address of a service had a body.
+fn nobody(service: &str, last: Option<Error>) -> Error {
+    match last {
+        Some(error) if error.kind() == Kind::Elsewhere => {
+            let detail = format!(
+                "the instance of {service} that keeps the claim is not among its addresses at the moment"
+            );
+            Error::new(Kind::Unknown, detail).because(error)
+        }
+        Some(error) => error,
+        None => {
+            let detail = format!("{service} has no address at the moment");
+            Error::new(Kind::Unreachable, detail).retry(Retry::NeverSent)
+        }
+    }
 }
 
 /// Of two failures the one that says more: `expired` is final, `elsewhere` and `unknown` only say "not here".

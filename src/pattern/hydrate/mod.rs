@@ -2,8 +2,10 @@
 //!
 //! * `fetch`: from where, and that nobody is asked twice or too often
 //! * `ask`: one request to one address
+//! * `checked`: a large body, on its way through
 
 mod ask;
+mod checked;
 mod fetch;
 
 use std::sync::Arc;
@@ -204,7 +206,17 @@ impl Hydrate {
             }
             // The digest names the bytes, so nothing needs to be fetched to know that they are the same.
             self.lazy.unchanged.increment(1);
-            return Ok(document(StatusCode::NOT_MODIFIED, Bytes::new(), &reference));
+            return Ok(document(
+                StatusCode::NOT_MODIFIED,
+                Body::empty(),
+                &reference,
+            ));
+        }
+        if fields.is_none() && self.fetch.is_large(&reference) {
+            let body = self.fetch.stream(&reference, asked.trace).await?;
+            self.lazy.whole.increment(1);
+            self.lazy.bytes.increment(reference.size);
+            return Ok(document(StatusCode::OK, body, &reference));
         }
         let had = self.had((&reference, false), asked.trace).await?;
         self.lazy.had(&had);
@@ -221,16 +233,20 @@ impl Hydrate {
         // It asks whether there is any such claim (RFC 9110 section 13.1.2), which only now is known.
         if unchanged(&|line| line.trim() == "*") {
             self.lazy.unchanged.increment(1);
-            return Ok(document(StatusCode::NOT_MODIFIED, Bytes::new(), &reference));
+            return Ok(document(
+                StatusCode::NOT_MODIFIED,
+                Body::empty(),
+                &reference,
+            ));
         }
         self.lazy.whole.increment(1);
-        Ok(document(StatusCode::OK, had.body, &reference))
+        Ok(document(StatusCode::OK, Body::full(had.body), &reference))
     }
 }
 
 /// The whole body with its media type, its digest (RFC 9530) and a strong tag made of it, or the word that it is the same.
-fn document(status: StatusCode, body: Bytes, reference: &Reference) -> Response {
-    let mut response = Response::new(Body::full(body));
+fn document(status: StatusCode, body: Body, reference: &Reference) -> Response {
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     let digest = digest_text(&reference.digest);
     let media_type = match &*reference.media_type {

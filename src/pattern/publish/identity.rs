@@ -1,6 +1,5 @@
 //! A call's idempotency key: the same key with the same call is the same message.
 
-use bytes::Bytes;
 use http::HeaderMap;
 use http::header::HeaderName;
 use http::request;
@@ -9,6 +8,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::Publish;
+use super::large::Content;
 use crate::error::{Error, Kind};
 use crate::messages::keys::{Begun, Keys, Promised, Proof, Using};
 
@@ -39,7 +39,7 @@ impl Publish {
     pub(super) fn idempotency(
         &self,
         head: &request::Parts,
-        body: &Bytes,
+        content: &Content,
     ) -> Result<Option<Key>, Error> {
         let mut keys = head.headers.get_all(IDEMPOTENCY_KEY).iter();
         let Some(key) = keys.next() else {
@@ -52,7 +52,7 @@ impl Publish {
             return Err(Error::new(Kind::BadRequest, detail));
         }
         let id = Keys::id(&self.sender.service, &self.route, key);
-        let proof = proof(head, body);
+        let proof = proof(head, &content.digest());
         match self.sender.keys.begin(id, proof) {
             Begun::New(using) => Ok(Some(Key::New(id, proof, using))),
             Begun::Same(promised) => Ok(Some(Key::Used(id, promised))),
@@ -68,8 +68,8 @@ impl Publish {
     }
 }
 
-/// What must be the same for a call to be the same: method, target and body.
-fn proof(head: &request::Parts, body: &Bytes) -> Proof {
+/// What must be the same for a call to be the same: method, target and, by its SHA-256, the body.
+fn proof(head: &request::Parts, body: &[u8; 32]) -> Proof {
     let mut hash = Sha256::new();
     hash.update(head.method.as_str().as_bytes());
     // Neither of the two can hold a zero byte.

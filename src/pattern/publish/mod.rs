@@ -4,10 +4,12 @@
 //! no record names a body that is not there.
 //!
 //! * `identity`: a call's idempotency key
+//! * `large`: a body that goes into its claim as it comes
 //! * `answering`: the 202, or the receiver's own answer to a caller that waits
 
 mod answering;
 mod identity;
+mod large;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -17,24 +19,24 @@ use http::header::{CONTENT_TYPE, HOST};
 use http::request;
 use http_body::Body as _;
 use metrics::{Counter, Histogram};
-use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use self::answering::Published;
 use self::identity::Key;
+use self::large::{Content, Large};
 use super::answers::Answers;
 use super::outbox::Outbox;
 use super::prefer;
 use super::promise::{self, Drafted, Way};
 use super::refusals::Refusals;
-use super::slim::{Cut, Plan, Slimmed};
+use super::slim::{Plan, Slimmed};
 use super::validate::{self, Check};
 use crate::body::Body;
 use crate::claims::{Claim, Stores, Whole};
 use crate::config::model::{ClaimIndex, HeaderRule, Publish as Rule, Survives, Track};
 use crate::error::{Error, Kind, Retry};
-use crate::kafka::producer::{Producer, PublishError};
+use crate::kafka::producer::Producer;
 use crate::kafka::record::{self, ClaimRef, Message};
 use crate::lifecycle::cpu;
 use crate::messages::keys::{Keys, Promised};
@@ -49,6 +51,9 @@ use crate::worth::{Ledger, Published as Row};
 
 /// How long a caller may take to send the body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Bytes of a body that is held in memory, whatever `max_body` lets a larger one stream into its claim.
+const IN_MEMORY_MAX: usize = 256 << 20;
 
 /// Of 256 bodies so many are measured while they are kept: measuring costs a microsecond or two.
 const MEASURED: u8 = 16;
@@ -235,7 +240,9 @@ impl Publish {
     pub async fn is_behind(&self, queued: &Queued, call: &mut Call) -> Result<bool, Error> {
         let request = &mut call.request;
         let mut body = Bytes::new();
-        if self.plan.reads_body() {
+        // There is no key in what is not JSON.
+        let large = self.takes_large(request.headers()).is_some();
+        if self.plan.reads_body() && !large {
             let unread = std::mem::take(request.body_mut());
             body = self.read(unread, call.started).await?;
             *request.body_mut() = Body::full(body.clone());
@@ -286,18 +293,33 @@ impl Publish {
         if let Some(check) = &self.check {
             check.head(&head.headers, !body.is_end_stream())?;
         }
-        let body = self.read(body, started).await?;
+        let content = match self.takes_large(&head.headers) {
+            // Boxed: rare, and larger than all the rest, which every call pays for.
+            Some((keeping, over)) => Box::pin(self.take(keeping, body, over)).await?,
+            None => Content::Read(self.read(body, started).await?),
+        };
         let answers = self.sender.answers.as_ref();
         let wait = answers.and_then(|_| prefer::wait(&head.headers));
-        let (id, proof, using) = match self.idempotency(&head, &body)? {
+        let key = match self.idempotency(&head, &content) {
+            Ok(key) => key,
+            Err(error) => {
+                content.abort().await;
+                return Err(error);
+            }
+        };
+        let (id, proof, using) = match key {
             None => (id::new(time), None, None),
             Some(Key::New(id, proof, using)) => (id, Some(proof), Some(using)),
             Some(Key::Used(id, promised)) => {
+                content.abort().await;
                 let accepted = self.accepted(id, promised, None);
                 return Ok(Prepared::Known(Published::new(accepted, wait, permit)));
             }
         };
-        let draft = self.draft(&head, body).await?;
+        let draft = match content {
+            Content::Read(body) => self.draft(&head, body).await?,
+            Content::Large(large) => Box::pin(self.draft_of(&head, *large)).await?,
+        };
         let queueing = self.begin_queueing(id, draft.key.as_ref())?;
         let span = spans.map(|spans| spans.sending(&trace, &self.way.topic, id));
         let own = span.as_ref().and_then(Open::trace);
@@ -406,7 +428,8 @@ impl Publish {
     }
 
     async fn read(&self, body: Body, started: Instant) -> Result<Bytes, Error> {
-        match timeout_at(started + BODY_TIMEOUT, body.read(self.max_body)).await {
+        let max = self.max_body.min(IN_MEMORY_MAX);
+        match timeout_at(started + BODY_TIMEOUT, body.read(max)).await {
             Ok(read) => read,
             Err(_) => {
                 let wait = humantime::format_duration(BODY_TIMEOUT);
@@ -420,9 +443,11 @@ impl Publish {
 
     /// Finds the key, slims the body, keeps the whole.
     async fn draft(&self, head: &request::Parts, body: Bytes) -> Result<Draft, Error> {
-        let keyed = || match self.whole(head, &body) {
+        let keyed = || match self.takes_large(&head.headers) {
             None => self.plan.read(&body, &head.headers, head.uri.path()),
-            Some(slimmed) => {
+            // It is small, or it would be kept by now.
+            Some(_) => {
+                let slimmed = Slimmed::default();
                 let key = self.plan.key(&slimmed, &head.headers, head.uri.path())?;
                 Ok((slimmed, key))
             }
@@ -440,15 +465,7 @@ impl Publish {
             });
         };
         // Otherwise the bodies of refused calls would fill the store.
-        match &self.sender.outbox {
-            Some((outbox, _)) => outbox.check(&self.way.topic, cut.body.len())?,
-            None if self.sender.producer.is_away() => return Err(PublishError::BrokerAway.into()),
-            None => {}
-        }
-        if cut.body.len() > self.sender.producer.record_max() {
-            return Err(PublishError::TooLarge.into());
-        }
-        self.refusals.check(cut.body.len())?;
+        self.may_send(cut.body.len())?;
         let saved = body.len().saturating_sub(cut.body.len());
         let whole = Whole {
             body,
@@ -485,22 +502,41 @@ impl Publish {
         claim
     }
 
-    /// What becomes of a body that is not JSON, where the route takes such: a large one is kept as a whole. `None` for a
-    /// body that the rules look into.
-    fn whole(&self, head: &request::Parts, body: &Bytes) -> Option<Slimmed> {
-        let over = self.claim.as_ref()?.whole_over?;
-        if is_json(&head.headers) {
-            return None;
-        }
-        let cut = || Cut {
-            body: Bytes::new(),
-            // The whole document (RFC 6901 section 5).
-            fields: vec![String::new()],
-            digest: Sha256::digest(body).into(),
+    /// Where a body goes that is not JSON, and above how many bytes, if the route takes such.
+    fn takes_large(&self, headers: &http::HeaderMap) -> Option<(&Keeping, usize)> {
+        let keeping = self.claim.as_ref()?;
+        let over = keeping.whole_over?;
+        (!large::is_json(headers)).then_some((keeping, over))
+    }
+
+    /// Finds the key of a call whose body is in a store, and has that keep it.
+    async fn draft_of(&self, head: &request::Parts, large: Large) -> Result<Draft, Error> {
+        let key = self
+            .plan
+            .key(&Slimmed::default(), &head.headers, head.uri.path());
+        let key = match key {
+            Ok(key) => key,
+            Err(error) => {
+                large.upload.abort().await;
+                return Err(error);
+            }
         };
-        Some(Slimmed {
-            key: None,
-            cut: (body.len() > over).then(cut),
+        let Large {
+            upload,
+            digest,
+            size,
+        } = large;
+        let claim = upload.finish(digest, &self.way.topic).await?;
+        let left = Left {
+            // The whole document (RFC 6901 section 5).
+            cut: vec![String::new()],
+            none: true,
+        };
+        Ok(Draft {
+            key,
+            value: Bytes::new(),
+            claim: Some((claim, left)),
+            saved: usize::try_from(size).unwrap_or(usize::MAX),
         })
     }
 
@@ -537,17 +573,4 @@ impl Publish {
             time: birth.time,
         }
     }
-}
-
-/// Whether a call's body is JSON, or does not say what it is.
-fn is_json(headers: &http::HeaderMap) -> bool {
-    let Some(media_type) = headers.get(CONTENT_TYPE) else {
-        return true;
-    };
-    let essence = media_type.as_bytes().split(|byte| *byte == b';').next();
-    let essence = essence
-        .unwrap_or_default()
-        .trim_ascii()
-        .to_ascii_lowercase();
-    essence.ends_with(b"/json") || essence.ends_with(b"+json")
 }

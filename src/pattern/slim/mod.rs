@@ -49,7 +49,7 @@ pub struct Plan {
 }
 
 /// What one body gave.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Slimmed {
     /// The record's key, if the body carries it. Shares the body's memory where it needs no unescaping.
     pub key: Option<Bytes>,

@@ -1,0 +1,196 @@
+//! A body too large for memory, on its way into a segment of its own.
+//!
+//! Its record's head is written last, when length and digest are known, and only then is the file synced. What a crash
+//! leaves is a segment that no id leads into; it goes when its time is over.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::segment::{self, HEADER_LEN, RECORD_LEN, Sealed};
+use super::{Disk, EVICTING_MAX, Shared, unavailable};
+use crate::claims::Claim;
+use crate::claims::id::{Audience, Place};
+use crate::config::model::WhenFull;
+use crate::error::{Error, Kind};
+use crate::lifecycle::folder;
+
+/// Bytes that are written at a time, and held in memory.
+const PART_LEN: usize = 1 << 20;
+/// Bytes of a body: its length has four bytes.
+const BODY_MAX: u64 = u32::MAX as u64 - (HEADER_LEN + RECORD_LEN) as u64;
+
+/// A body that comes in parts.
+#[derive(Debug)]
+pub struct Upload {
+    shared: Arc<Shared>,
+    number: u64,
+    /// Seconds since 1970 until which its claim is served.
+    expires: u64,
+    file: Option<File>,
+    buffer: Vec<u8>,
+    body: u64,
+    /// Bytes that count against the store's limit.
+    counted: u64,
+    finished: bool,
+}
+
+impl Disk {
+    /// Begins a body whose length is not known yet.
+    ///
+    /// # Errors
+    /// [`Kind::ClaimStore`] if the store is full or its disk refuses.
+    pub async fn begin(&self) -> Result<Upload, Error> {
+        let shared = Arc::clone(&self.shared);
+        let begun = tokio::task::spawn_blocking(move || Upload::open(&shared)).await;
+        let begun = begun.unwrap_or_else(|cause| Err(io::Error::other(cause)));
+        begun.map_err(|error| refused(&self.shared, &error))
+    }
+}
+
+impl Upload {
+    fn open(shared: &Arc<Shared>) -> io::Result<Self> {
+        let now = SystemTime::now();
+        let number = shared.number(now)?;
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        // Rounded up, so that a claim never lives shorter than it should.
+        let expires = (since + shared.ttl).as_secs() + 1;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(segment::path(&shared.folder, number))?;
+        let mut upload = Self {
+            shared: Arc::clone(shared),
+            number,
+            expires,
+            file: None,
+            buffer: Vec::new(),
+            body: 0,
+            counted: 0,
+            finished: false,
+        };
+        upload.count(HEADER_LEN + RECORD_LEN)?;
+        file.write_all(&segment::header(number, expires + 2))?;
+        file.write_all(&[0; RECORD_LEN])?;
+        upload.file = Some(file);
+        Ok(upload)
+    }
+
+    /// Counts bytes against the store's limit.
+    fn count(&mut self, bytes: usize) -> io::Result<()> {
+        let shared = &self.shared;
+        let room = match shared.full {
+            WhenFull::Refuse => shared.max,
+            WhenFull::Evict => shared.max.saturating_add(EVICTING_MAX),
+        };
+        let fits = |now: u64| now.checked_add(bytes as u64).filter(|after| *after <= room);
+        let counted = shared
+            .used
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, fits);
+        if counted.is_err() {
+            return Err(io::Error::other("the claim store is full"));
+        }
+        self.counted += bytes as u64;
+        Ok(())
+    }
+
+    /// Takes the next bytes of the body.
+    ///
+    /// # Errors
+    /// [`Kind::BodyTooLarge`] over 4 GiB; [`Kind::ClaimStore`] if the store is full or its disk refuses.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.body += bytes.len() as u64;
+        if self.body > BODY_MAX {
+            let detail = "a body that is kept on disk is at most 4 GiB";
+            return Err(Error::new(Kind::BodyTooLarge, detail));
+        }
+        self.buffer.extend_from_slice(bytes);
+        match self.buffer.len() >= PART_LEN {
+            true => self.flush().await,
+            false => Ok(()),
+        }
+    }
+
+    async fn flush(&mut self) -> Result<(), Error> {
+        let bytes = std::mem::take(&mut self.buffer);
+        let counted = self.count(bytes.len());
+        counted.map_err(|error| refused(&self.shared, &error))?;
+        self.on_file(move |file| file.write_all(&bytes)).await
+    }
+
+    /// Works on the file where it may block.
+    async fn on_file(
+        &mut self,
+        work: impl FnOnce(&mut File) -> io::Result<()> + Send + 'static,
+    ) -> Result<(), Error> {
+        let Some(mut file) = self.file.take() else {
+            return Err(Error::new(Kind::Internal, "the body's file is closed"));
+        };
+        let working = tokio::task::spawn_blocking(move || work(&mut file).map(|()| file)).await;
+        let worked = working.unwrap_or_else(|cause| Err(io::Error::other(cause)));
+        self.file = Some(worked.map_err(|error| refused(&self.shared, &error))?);
+        Ok(())
+    }
+
+    /// Keeps the body; when this returns, it is on disk.
+    ///
+    /// # Errors
+    /// As [`Upload::write`].
+    pub async fn finish(mut self, digest: [u8; 32], audience: Audience) -> Result<Claim, Error> {
+        self.flush().await?;
+        let length = u32::try_from(self.body).unwrap_or(u32::MAX);
+        let path = self.shared.folder.clone();
+        self.on_file(move |file| {
+            file.write_all_at(&segment::record(length, &digest), HEADER_LEN as u64)?;
+            file.sync_data()?;
+            folder::sync(&path)
+        })
+        .await?;
+        self.finished = true;
+        self.shared.sealed(Sealed {
+            number: self.number,
+            len: self.counted,
+            ends: self.expires + 2,
+        });
+        let place = Place {
+            audience,
+            segment: self.number,
+            offset: HEADER_LEN as u32,
+            length,
+            expires: self.expires,
+        };
+        Ok(Claim {
+            id: self.shared.signer.sign(&place),
+            digest,
+            size: self.body,
+            expires: UNIX_EPOCH + Duration::from_secs(self.expires),
+        })
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        self.shared.used.fetch_sub(self.counted, Ordering::AcqRel);
+        let path = segment::path(&self.shared.folder, self.number);
+        if let Err(error) = fs::remove_file(path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            let store = &self.shared.name;
+            tracing::warn!(store, %error, "a body that broke off is not deleted yet");
+        }
+    }
+}
+
+fn refused(shared: &Shared, error: &io::Error) -> Error {
+    let store = &shared.name;
+    tracing::error!(store, %error, "a large body is not kept");
+    let detail = format!("the claim store {store} is full or cannot write");
+    unavailable(detail).because(error.to_string())
+}

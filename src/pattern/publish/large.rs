@@ -1,0 +1,147 @@
+//! A body that is not JSON and is kept as a whole: it goes into the claim as it comes, so that its size costs no memory.
+
+use http::HeaderMap;
+use http::header::CONTENT_TYPE;
+use http_body_util::BodyExt as _;
+use sha2::{Digest as _, Sha256};
+use tokio::time::{Duration, timeout};
+
+use super::{BODY_TIMEOUT, Keeping, Publish};
+use crate::body::Body;
+use crate::claims::Upload;
+use crate::error::{Error, Kind};
+use crate::kafka::producer::PublishError;
+use bytes::{Bytes, BytesMut};
+
+/// How long a caller may send nothing of a large body.
+const SILENCE: Duration = BODY_TIMEOUT;
+
+/// What became of a call's body.
+pub(super) enum Content {
+    /// It is in memory.
+    Read(Bytes),
+    /// It is on its way into a claim.
+    Large(Box<Large>),
+}
+
+/// A body that lies in a store, which has not promised to keep it yet.
+pub(super) struct Large {
+    pub(super) upload: Upload,
+    pub(super) digest: [u8; 32],
+    pub(super) size: u64,
+}
+
+impl Content {
+    /// SHA-256 of the body.
+    pub(super) fn digest(&self) -> [u8; 32] {
+        match self {
+            Self::Read(body) => Sha256::digest(body).into(),
+            Self::Large(large) => large.digest,
+        }
+    }
+
+    /// Gives up what is in a store: its call was refused, or is another one's repetition.
+    pub(super) async fn abort(self) {
+        if let Self::Large(large) = self {
+            large.upload.abort().await;
+        }
+    }
+}
+
+impl Publish {
+    /// Takes a body that is not JSON: up to `over` bytes into memory, a larger one into the store.
+    pub(super) async fn take(
+        &self,
+        keeping: &Keeping,
+        mut body: Body,
+        over: usize,
+    ) -> Result<Content, Error> {
+        let mut first = BytesMut::new();
+        while first.len() <= over {
+            match self.next(&mut body).await? {
+                Some(part) => first.extend_from_slice(&part),
+                None => return Ok(Content::Read(first.freeze())),
+            }
+        }
+        // Otherwise the bodies of refused calls would fill the store.
+        self.may_send(0)?;
+        let mut upload = self.sender.claims.begin(keeping.store).await?;
+        let mut hash = Sha256::new();
+        let (mut part, mut size) = (Some(first.freeze()), 0);
+        let broken = loop {
+            let Some(bytes) = part else { break None };
+            size += bytes.len() as u64;
+            hash.update(&bytes);
+            let taken = match size > self.max_body as u64 {
+                true => Err(Error::new(
+                    Kind::BodyTooLarge,
+                    format!("the body is over the limit of {} bytes", self.max_body),
+                )),
+                false => upload.write(&bytes).await,
+            };
+            let next = match taken {
+                Ok(()) => self.next(&mut body).await,
+                Err(error) => Err(error),
+            };
+            match next {
+                Ok(next) => part = next,
+                Err(error) => break Some(error),
+            }
+        };
+        if let Some(error) = broken {
+            upload.abort().await;
+            return Err(error);
+        }
+        let digest = hash.finalize().into();
+        Ok(Content::Large(Box::new(Large {
+            upload,
+            digest,
+            size,
+        })))
+    }
+
+    /// The next bytes of a body.
+    async fn next(&self, body: &mut Body) -> Result<Option<Bytes>, Error> {
+        loop {
+            let Ok(frame) = timeout(SILENCE, body.frame()).await else {
+                let wait = humantime::format_duration(SILENCE);
+                let detail = format!("nothing of the body came for {wait}");
+                return Err(Error::new(Kind::CallerTimeout, detail));
+            };
+            match frame {
+                None => return Ok(None),
+                Some(frame) => {
+                    if let Ok(data) = frame?.into_data() {
+                        return Ok(Some(data));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Refuses what the broker would refuse, before anything is kept for it.
+    pub(super) fn may_send(&self, bytes: usize) -> Result<(), Error> {
+        match &self.sender.outbox {
+            Some((outbox, _)) => outbox.check(&self.way.topic, bytes)?,
+            None if self.sender.producer.is_away() => return Err(PublishError::BrokerAway.into()),
+            None => {}
+        }
+        if bytes > self.sender.producer.record_max() {
+            return Err(PublishError::TooLarge.into());
+        }
+        self.refusals.check(bytes)
+    }
+}
+
+/// Whether a call's body is JSON, or does not say what it is.
+pub(super) fn is_json(headers: &HeaderMap) -> bool {
+    let Some(media_type) = headers.get(CONTENT_TYPE) else {
+        return true;
+    };
+    let essence = media_type.as_bytes().split(|byte| *byte == b';').next();
+    let essence = essence
+        .unwrap_or_default()
+        .trim_ascii()
+        .to_ascii_lowercase();
+    essence.ends_with(b"/json") || essence.ends_with(b"+json")
+}
