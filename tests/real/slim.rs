@@ -362,3 +362,79 @@ async fn under_fire(orders: &mut Sidecar, warm: bool, milliseconds: u64) -> Vec<
     orders.kill();
     callers.join_all().await.concat()
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_of_a_quarter_of_a_gigabyte_costs_neither_sidecar_its_memory() {
+    const LEN: usize = 256 << 20;
+    const MORE: u64 = 64 << 20;
+    let Some(kafka) = broker().await else { return };
+    kafka.make_topic("films", 1).await;
+    let orders = Sidecar::run(&format!(
+        "
+service: orders
+outbound:
+  listen: 127.0.0.1:0
+  routes:
+    - {{ name: all, publish: {{ topic: films, max_body: 1GiB, slim: {{ keep: [/id], whole_over: 64KiB }} }} }}
+inbound: {{ listen: 127.0.0.1:0 }}
+claims: {{ bodies: {{ disk: \"{{claims}}\", survives: volume }} }}
+kafka: {{ brokers: [\"{}\"] }}
+",
+        kafka.address()
+    ))
+    .await;
+    let app = App::agreeable().await;
+    let billing = Sidecar::run(&format!(
+        "
+service: billing
+app: {}
+outbound: {{ listen: 127.0.0.1:0 }}
+subscriptions: [ {{ topic: films, group: films }} ]
+services: {{ orders: {{ addresses: [\"{}\"] }} }}
+kafka: {{ brokers: [\"{}\"] }}
+",
+        app.address,
+        orders.inbound.expect("a door"),
+        kafka.address()
+    ))
+    .await;
+    let film: bytes::Bytes = vec![7; LEN].into();
+    let call = post("billing", "/films").header("content-type", "video/mp4");
+    let (reply, up) = watched(&orders, call.body(film.clone()).send(orders.door())).await;
+    assert_eq!(reply.status, 202, "{:?}", reply.body);
+    let first = async || app.seen().into_iter().next();
+    let seen = eventually("the app is called", Duration::from_secs(20), first).await;
+    let claim: http::Uri = seen
+        .header("wayside-claim")
+        .expect("an address")
+        .parse()
+        .expect("one");
+    let fetching = get("127.0.0.1", claim.path()).send(billing.door());
+    let ((reply, down), kept) = watched(&orders, watched(&billing, fetching)).await;
+    assert!(reply.body == film, "bit for bit");
+    let mib = |bytes: u64| bytes >> 20;
+    announce(&format!(
+        "real: a body of {} MiB: {} MiB more in the sidecar that took it, {} in the one that kept it, {} in the one that fetched it",
+        LEN >> 20,
+        mib(up),
+        mib(kept),
+        mib(down)
+    ));
+    assert!(up < MORE && kept < MORE && down < MORE);
+}
+
+/// Does something, and tells how much more memory a sidecar had meanwhile than before.
+async fn watched<T>(sidecar: &Sidecar, work: impl Future<Output = T>) -> (T, u64) {
+    let (before, mut most) = (sidecar.resident(), 0);
+    let watching = async {
+        loop {
+            most = most.max(sidecar.resident());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let done = tokio::select! {
+        done = work => done,
+        () = watching => unreachable!("it never ends"),
+    };
+    (done, most.saturating_sub(before))
+}
