@@ -141,14 +141,15 @@ async fn tables(
         for fan in &cells[1] {
             let whole = measured.cell(("whole", *fan, 0), *size, count).await;
             whole.print(*size, *fan, "whole");
+            let before = Costs::of(publisher, reader).await;
             let mut slim = Vec::new();
             for percent in &cells[2] {
                 let cell = measured.cell(("slim", *fan, *percent), *size, count).await;
                 cell.print(*size, *fan, &format!("slim {percent} %"));
                 slim.push((*percent as f64 / 100.0, cell));
             }
-            let costs = costs(publisher, reader).await;
-            borders.push((*size, *fan, whole, slim, costs));
+            let after = Costs::of(publisher, reader).await;
+            borders.push((*size, *fan, whole, slim, (after, after.since(&before))));
         }
     }
     println!();
@@ -159,18 +160,22 @@ async fn tables(
         "{:>8} {:>6} | {:>10} {:>10} | {:>10}  (b ns, K us, C us as the sidecars measured them)",
         "bytes", "groups", "sidecars", "+broker", "predicted"
     );
-    for (size, fan, whole, slim, (byte, keep, hydrate)) in borders {
+    for (size, fan, whole, slim, (costs, (keep, fetch))) in borders {
         let of = |cost: fn(&Cell) -> f64| {
             crossing(cost(&whole), slim.iter().map(|(h, cell)| (*h, cost(cell))))
         };
-        let cut = size as f64 - 90.0;
-        let predicted =
-            (byte * cut * (1.0 + fan as f64) - keep * 1e3) / (fan as f64 * hydrate * 1e3);
+        // As `src/worth/model.rs` has it, with one replica and the app asking by need.
+        let (cut, fan_out) = (size as f64 - 90.0, fan as f64);
+        let carried = 2.0 * costs.http_byte_ns * cut / 1e3;
+        let hydrate = fetch + 1.5 * costs.exchange_us + carried;
+        let whole_costs = costs.byte_ns * cut * (1.0 + fan_out) / 1e3;
+        let predicted = (whole_costs - keep) / (fan_out * hydrate);
         println!(
-            "{size:>8} {fan:>6} | {:>10} {:>10} | {:>10}  ({byte:.2}, {keep:.1}, {hydrate:.1})",
+            "{size:>8} {fan:>6} | {:>10} {:>10} | {:>10}  ({:.2}, {keep:.1}, {hydrate:.1})",
             share(of(|cell| cell.sidecars)),
             share(of(|cell| cell.sidecars + cell.broker)),
             share(Some(predicted)),
+            costs.byte_ns,
         );
     }
 }
@@ -458,15 +463,45 @@ impl Sidecar {
     }
 }
 
-/// What a byte, keeping and having back cost, as the sidecars say.
-async fn costs(publisher: &Sidecar, reader: &Sidecar) -> (f64, f64, f64) {
-    let (published, read) = (publisher.events().await, reader.events().await);
-    let number = |told: &serde_json::Value, name: &str| told["costs"][name].as_f64().unwrap();
-    (
-        number(&read, "byte_ns"),
-        number(&published, "keep_us"),
-        number(&read, "hydrate_us"),
-    )
+/// What the sidecars say that things cost: what they measured at the start, and what they did since.
+#[derive(Clone, Copy)]
+struct Costs {
+    byte_ns: f64,
+    http_byte_ns: f64,
+    exchange_us: f64,
+    keeps: (f64, f64),
+    hydrations: (f64, f64),
+}
+
+impl Costs {
+    async fn of(publisher: &Sidecar, reader: &Sidecar) -> Self {
+        let (published, read) = (publisher.events().await, reader.events().await);
+        let number = |name: &str| read["costs"][name].as_f64().unwrap();
+        let sum = |rows: &serde_json::Value, name: &str| -> f64 {
+            let rows = rows.as_array().unwrap().iter();
+            rows.map(|row| row[name].as_f64().unwrap()).sum()
+        };
+        let (routes, subscriptions) = (&published["routes"], &read["subscriptions"]);
+        Self {
+            byte_ns: number("byte_ns"),
+            http_byte_ns: number("http_byte_ns"),
+            exchange_us: number("exchange_us"),
+            keeps: (sum(routes, "keeps_measured"), sum(routes, "cpu_us_keeping")),
+            hydrations: (
+                sum(subscriptions, "hydrations"),
+                sum(subscriptions, "cpu_us_hydrating"),
+            ),
+        }
+    }
+
+    /// Keeping one body, and the fetch of one, in us since `before`.
+    fn since(&self, before: &Self) -> (f64, f64) {
+        let each = |now: (f64, f64), then: (f64, f64)| (now.1 - then.1) / (now.0 - then.0).max(1.0);
+        (
+            each(self.keeps, before.keeps),
+            each(self.hydrations, before.hydrations),
+        )
+    }
 }
 
 fn publishing(broker: &str, folder: &Path) -> String {

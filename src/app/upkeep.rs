@@ -9,8 +9,8 @@ use super::LOOK;
 use super::parts::Parts;
 use crate::claims::Store;
 use crate::config::model::{Hydrate, Subscription};
-use crate::lifecycle::cpu;
 use crate::telemetry::names;
+use crate::worth::calibrate;
 
 /// How often histograms are moved into their buckets and gauges are read.
 const UPKEEP: Duration = Duration::from_secs(1);
@@ -56,11 +56,11 @@ pub(super) fn reads_slim(subscription: &Subscription) -> bool {
 
 /// Keeps the balance of events: what a byte costs, once; what was counted, each second; how many replicas there are.
 pub(super) async fn worth(parts: Weak<Parts>) {
-    let byte = tokio::task::spawn_blocking(cpu::of_byte).await;
-    match (byte, parts.upgrade()) {
+    let measured = tokio::task::spawn_blocking(calibrate::measure).await;
+    match (measured, parts.upgrade()) {
         (_, None) => return,
-        (Ok(Ok(nanoseconds)), Some(parts)) => parts.worth.byte_costs(nanoseconds),
-        (byte, Some(_)) => tracing::warn!(?byte, "what a byte costs was not measured"),
+        (Ok(Ok(measured)), Some(parts)) => parts.worth.measured(measured),
+        (failed, Some(_)) => tracing::warn!(?failed, "what things cost here was not measured"),
     }
     for second in 0_u32.. {
         sleep(UPKEEP).await;

@@ -234,20 +234,21 @@ impl Stores {
     /// # Errors
     /// As [`Stores::fetch`], as far as it shows before the first byte.
     pub async fn body(&self, id: &str) -> Result<Body, Error> {
-        let said = id::look(id);
-        for store in &self.0 {
-            match (store, said) {
-                (Store::Disk(disk), Some(said)) if disk.made(&said) => {
-                    if disk.size(id).is_some_and(|size| size > IN_MEMORY) {
+        if let Some(said) = id::look(id) {
+            for store in &self.0 {
+                let large = |size: Option<u64>| size.is_some_and(|size| size > IN_MEMORY);
+                match store {
+                    Store::Disk(disk) if disk.made(&said) && large(disk.size(id)) => {
                         return disk.stream(id).await;
                     }
-                }
-                (Store::Objects(objects), Some(said)) if said.form == Form::Shared => {
-                    if objects.size(id).await?.is_some_and(|size| size > IN_MEMORY) {
-                        return objects.stream(id).await;
+                    Store::Objects(objects) if said.form == Form::Shared => {
+                        let size = objects.size(id).await?;
+                        if large(size) {
+                            return objects.stream(id).await;
+                        }
                     }
+                    _ => {}
                 }
-                _ => {}
             }
         }
         self.fetch(id).await.map(Body::full)

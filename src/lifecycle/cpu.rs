@@ -1,7 +1,5 @@
 //! What work costs here, in CPU of the thread that does it.
 
-use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -44,47 +42,9 @@ impl<F: Future> Future for Clocked<F> {
     }
 }
 
-/// Bytes that are carried to see what one costs, and at a time.
-const CARRIED: usize = 8 << 20;
-const AT_ONCE: usize = 64 << 10;
-
-/// What a byte costs a hop: written, sent over loopback, read and checked on both sides, as a broker and its clients do
-/// with it. Nanoseconds of CPU; takes some milliseconds, and blocks.
-///
-/// # Errors
-/// There is no loopback.
-pub fn of_byte() -> io::Result<f64> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let mut to = TcpStream::connect(listener.local_addr()?)?;
-    let (mut from, _) = listener.accept()?;
-    to.set_write_timeout(Some(Duration::from_secs(1)))?;
-    from.set_read_timeout(Some(Duration::from_secs(1)))?;
-    let sent: Vec<u8> = (0..AT_ONCE).map(|at| (at * 31 % 251) as u8).collect();
-    let mut got = vec![0; AT_ONCE];
-    let before = of_thread();
-    let mut checks = 0;
-    for _ in 0..CARRIED / AT_ONCE {
-        checks ^= crc32c::crc32c(&sent);
-        to.write_all(&sent)?;
-        from.read_exact(&mut got)?;
-        checks ^= crc32c::crc32c(&got);
-    }
-    let used = of_thread().saturating_sub(before);
-    match checks {
-        0 => Ok(used.as_nanos() as f64 / CARRIED as f64),
-        _ => Err(io::Error::other("loopback changed a byte")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_byte_costs_something() {
-        let cost = of_byte().unwrap();
-        assert!((0.01..1_000.0).contains(&cost), "{cost} ns");
-    }
 
     #[tokio::test]
     async fn the_work_of_a_future_is_measured_and_its_waits_are_not() {

@@ -2,36 +2,41 @@
 //! two are even, from costs that are measured on this sidecar.
 //!
 //! * [`model`]: the arithmetic
+//! * [`calibrate`]: what a byte and a request cost on this machine
 //! * `rows`: what is counted, and what to do about it
 //!
 //! A [`Ledger`] has a row for each route that publishes and for each subscription. Rows count by single atomic additions;
 //! once a second they are looked at, with the past fading, so that a change shows within minutes.
 
+pub mod calibrate;
 pub mod model;
 mod rows;
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde_json::{Value, json};
 
+use self::calibrate::Measured;
 use self::model::Costs;
 use self::rows::sum;
 pub use self::rows::{Hydrated, Published, Read};
 use crate::telemetry::metrics::Metrics;
 
-/// What a byte costs a hop until it is measured, in nanoseconds.
-const BYTE_NS: f64 = 1.0;
-/// What a hydration costs besides its bytes until one was measured, in nanoseconds.
-const HYDRATE_NS: f64 = 30_000.0;
-/// What keeping a body costs besides its bytes until one was kept here, in nanoseconds.
-const KEEP_NS: f64 = 2_000.0;
+/// What things cost until they are measured.
+const UNMEASURED: Measured = Measured {
+    byte_ns: 1.0,
+    http_byte_ns: 0.3,
+    exchange_ns: 40_000.0,
+};
+/// The work of a fetch until there was one here, in nanoseconds.
+const HYDRATE_NS: f64 = 20_000.0;
+/// What keeping a body costs until one was kept here, in nanoseconds.
+const KEEP_NS: f64 = 30_000.0;
 
 /// All that is counted of events.
 pub struct Ledger {
     metrics: Metrics,
-    /// Bits of an `f64`: nanoseconds that a byte costs a hop; 0 until measured.
-    byte_ns: AtomicU64,
+    measured: OnceLock<Measured>,
     published: Mutex<Vec<Arc<Published>>>,
     read: Mutex<Vec<Arc<Read>>>,
 }
@@ -41,15 +46,15 @@ impl Ledger {
     pub fn new(metrics: &Metrics) -> Self {
         Self {
             metrics: metrics.clone(),
-            byte_ns: AtomicU64::new(0),
+            measured: OnceLock::new(),
             published: Mutex::default(),
             read: Mutex::default(),
         }
     }
 
-    /// Notes what a byte costs a hop, in nanoseconds of CPU.
-    pub fn byte_costs(&self, nanoseconds: f64) {
-        self.byte_ns.store(nanoseconds.to_bits(), Ordering::Relaxed);
+    /// Notes what things cost on this machine; the first word counts.
+    pub fn measured(&self, measured: Measured) {
+        self.measured.get_or_init(|| measured);
     }
 
     /// The row of a route; a reload finds the old one.
@@ -145,9 +150,11 @@ impl Ledger {
         json!({
             "costs": {
                 "byte_ns": costs.byte_ns,
+                "http_byte_ns": costs.http_byte_ns,
+                "exchange_us": costs.exchange_ns / 1e3,
                 "keep_us": costs.keep_ns / 1e3,
                 "hydrate_us": costs.hydrate_ns / 1e3,
-                "measured": { "byte": self.byte_ns.load(Ordering::Relaxed) != 0, "keep": costs.keep_measured, "hydrate": costs.hydrate_measured },
+                "measured": { "machine": self.measured.get().is_some(), "keep": costs.keep_measured, "hydrate": costs.hydrate_measured },
             },
             "routes": published,
             "subscriptions": subscriptions,
@@ -156,20 +163,22 @@ impl Ledger {
 
     /// What things cost here, measured as far as they were done.
     fn costs(&self) -> Costs {
-        let byte_ns = match self.byte_ns.load(Ordering::Relaxed) {
-            0 => BYTE_NS,
-            bits => f64::from_bits(bits),
-        };
+        let Measured {
+            byte_ns,
+            http_byte_ns,
+            exchange_ns,
+        } = *self.measured.get().unwrap_or(&UNMEASURED);
         let kept = sum(lock(&self.published).iter().map(|row| row.kept()));
         let hydrated = sum(lock(&self.read).iter().map(|row| row.hydrated_here()));
         let each = |(count, nanoseconds): (f64, f64)| (count > 0.0).then(|| nanoseconds / count);
         let (keep, hydrate) = (each(kept), each(hydrated));
         Costs {
             byte_ns,
+            http_byte_ns,
+            exchange_ns,
             keep_ns: keep.unwrap_or(KEEP_NS),
             keep_measured: keep.is_some(),
-            // The other side serves what this one asks for, and is taken to pay as much.
-            hydrate_ns: hydrate.map_or(HYDRATE_NS, |own| 2.0 * own),
+            hydrate_ns: hydrate.unwrap_or(HYDRATE_NS),
             hydrate_measured: hydrate.is_some(),
         }
     }

@@ -161,6 +161,8 @@ impl Published {
             cut,
             replicas: f64::from(self.replicas.load(Ordering::Relaxed)),
             groups: 1.0,
+            lazy: 1.0,
+            cached: 0.0,
         };
         let even = model::break_even(costs, &shape);
         let ratio = (slimmed > 0.0).then(|| recent[SERVED] / slimmed);
@@ -173,6 +175,8 @@ impl Published {
             "bytes_published": total(BYTES),
             "bytes_kept_from_broker": saved,
             "claims_served": total(SERVED),
+            "keeps_measured": total(KEPT),
+            "cpu_us_keeping": total(KEEP_NS) / 1_000,
             "served_ratio": ratio.map(rounded),
             "break_even": rounded(even),
             "advice": self.advice(even, slimmed, &recent),
@@ -337,10 +341,14 @@ impl Read {
     }
 
     fn shape(&self, recent: &[f64; 10], groups: usize) -> Shape {
+        let hydrations = recent[LAZY] + recent[EAGER];
+        let share = |some: f64| some / hydrations.max(1.0);
         Shape {
             cut: (recent[OF_WHOLE] - recent[OF_SLIM]) / recent[DELIVERED].max(1.0),
             replicas: f64::from(self.replicas.load(Ordering::Relaxed)),
             groups: groups as f64,
+            lazy: share(recent[LAZY]),
+            cached: share(recent[CACHED]),
         }
     }
 
@@ -421,7 +429,7 @@ impl Read {
             "bytes_kept_from_broker": total(OF_WHOLE).saturating_sub(total(OF_SLIM)),
             "bytes_hydrated": total(FETCHED_BYTES),
             "ms_hydrating": total(WAITED_NS) / 1_000_000,
-            "cpu_ms_hydrating": total(CPU_NS) / 1_000_000,
+            "cpu_us_hydrating": total(CPU_NS) / 1_000,
             "fields": fields,
             "ratio": (delivered > 0.0).then(|| rounded(ratio(&recent))),
             "break_even": (delivered > 0.0).then(|| rounded(even)),
@@ -491,9 +499,11 @@ mod tests {
 
     const COSTS: Costs = Costs {
         byte_ns: 1.0,
+        http_byte_ns: 0.0,
+        exchange_ns: 20_000.0,
         keep_ns: 22_000.0,
         keep_measured: true,
-        hydrate_ns: 50_000.0,
+        hydrate_ns: 20_000.0,
         hydrate_measured: true,
     };
 
@@ -526,12 +536,12 @@ mod tests {
 
     #[test]
     fn what_to_do_follows_from_the_ratio_and_the_border() {
-        // 10 KB: (4 x 10 us - 22 us) / 50 us = 0.36.
+        // 10 KB: (4 x 10 us - 22 us) / 50 us = 0.36 by need, / 40 us = 0.45 before.
         for (hydrations, eager, expected) in [
             (
                 0,
                 false,
-                "slimming pays: 0.0 % of deliveries are hydrated, under the 36.0 %",
+                "slimming pays: 0.0 % of deliveries are hydrated, under the 45.0 %",
             ),
             (150, false, "slimming pays: 15.0 % of deliveries"),
             (
@@ -548,7 +558,8 @@ mod tests {
             let row = row(1000, 10_000);
             hydrate(&row, hydrations, eager);
             let (ratio, even, advice) = told(&row);
-            assert_eq!((ratio, even), (hydrations as f64 / 1000.0, 0.36));
+            let border = if eager || hydrations == 0 { 0.45 } else { 0.36 };
+            assert_eq!((ratio, even), (hydrations as f64 / 1000.0, border));
             assert!(advice.starts_with(expected), "{advice}");
         }
         let small = row(1000, 1_000);

@@ -55,7 +55,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of a body that is held in memory, whatever `max_body` lets a larger one stream into its claim.
 const IN_MEMORY_MAX: usize = 256 << 20;
 
-/// Of 256 bodies so many are measured while they are kept: measuring costs a microsecond or two.
+/// Of 256 bodies so many are measured while they are slimmed and kept: measuring costs a microsecond or two.
 const MEASURED: u8 = 16;
 
 /// What all publishing routes of a sidecar share.
@@ -293,20 +293,10 @@ impl Publish {
         if let Some(check) = &self.check {
             check.head(&head.headers, !body.is_end_stream())?;
         }
-        let content = match self.takes_large(&head.headers) {
-            // Boxed: rare, and larger than all the rest, which every call pays for.
-            Some((keeping, over)) => Box::pin(self.take(keeping, body, over)).await?,
-            None => Content::Read(self.read(body, started).await?),
-        };
+        let content = self.content(&head.headers, body, started).await?;
         let answers = self.sender.answers.as_ref();
         let wait = answers.and_then(|_| prefer::wait(&head.headers));
-        let key = match self.idempotency(&head, &content) {
-            Ok(key) => key,
-            Err(error) => {
-                content.abort().await;
-                return Err(error);
-            }
-        };
+        let (content, key) = self.identified(&head, content).await?;
         let (id, proof, using) = match key {
             None => (id::new(time), None, None),
             Some(Key::New(id, proof, using)) => (id, Some(proof), Some(using)),
@@ -427,6 +417,35 @@ impl Publish {
         }
     }
 
+    /// Takes a call's body.
+    async fn content(
+        &self,
+        headers: &http::HeaderMap,
+        body: Body,
+        started: Instant,
+    ) -> Result<Content, Error> {
+        match self.takes_large(headers) {
+            // Boxed: rare, and larger than all the rest, which every call pays for.
+            Some((keeping, over)) => Box::pin(self.take(keeping, body, over)).await,
+            None => self.read(body, started).await.map(Content::Read),
+        }
+    }
+
+    /// Looks up the call's idempotency key; what is refused for it is not kept.
+    async fn identified(
+        &self,
+        head: &request::Parts,
+        content: Content,
+    ) -> Result<(Content, Option<Key>), Error> {
+        match self.idempotency(head, &content) {
+            Ok(key) => Ok((content, key)),
+            Err(error) => {
+                content.abort().await;
+                Err(error)
+            }
+        }
+    }
+
     async fn read(&self, body: Body, started: Instant) -> Result<Bytes, Error> {
         let max = self.max_body.min(IN_MEMORY_MAX);
         match timeout_at(started + BODY_TIMEOUT, body.read(max)).await {
@@ -452,10 +471,13 @@ impl Publish {
                 Ok((slimmed, key))
             }
         };
+        let measured = self.claim.is_some() && fastrand::u8(..) < MEASURED;
+        let before = measured.then(cpu::of_thread);
         let (slimmed, key) = match &self.check {
             None => keyed()?,
             Some(check) => validate::judge(check.body(&body).await?, keyed())?,
         };
+        let slimming = before.map(|before| cpu::of_thread().saturating_sub(before));
         let (Some(cut), Some(keeping)) = (slimmed.cut, &self.claim) else {
             return Ok(Draft {
                 key,
@@ -472,7 +494,7 @@ impl Publish {
             digest: cut.digest,
         };
         let record = (&*self.way.topic, &cut.body[..]);
-        let claim = self.kept(keeping, &whole, record).await?;
+        let claim = self.kept(keeping, &whole, (record, slimming)).await?;
         let left = Left {
             none: cut.body.is_empty(),
             cut: cut.fields,
@@ -485,20 +507,21 @@ impl Publish {
         })
     }
 
-    /// Keeps a body, and now and then sees what that costs.
+    /// Keeps a body, and notes what that cost if its slimming was measured.
     async fn kept(
         &self,
         keeping: &Keeping,
         whole: &Whole,
-        record: (&str, &[u8]),
+        (record, slimming): ((&str, &[u8]), Option<Duration>),
     ) -> Result<Claim, Error> {
         let claims = &self.sender.claims;
         let claim = claims.keep(keeping.store, whole, record);
-        if fastrand::u8(..) >= MEASURED {
+        let Some(slimming) = slimming else {
             return claim.await;
-        }
+        };
         let (claim, used) = cpu::clocked(claim).await;
-        self.row.kept_at(used + claims.writing_costs(keeping.store));
+        let used = slimming + used + claims.writing_costs(keeping.store);
+        self.row.kept_at(used);
         claim
     }
 
