@@ -167,7 +167,7 @@ async fn tables(
         // As `src/worth/model.rs` has it, with one replica and the app asking by need.
         let (cut, fan_out) = (size as f64 - 90.0, fan as f64);
         let carried = 2.0 * costs.http_byte_ns * cut / 1e3;
-        let hydrate = fetch + 1.5 * costs.exchange_us + carried;
+        let hydrate = 2.0 * fetch + 1.5 * costs.exchange_us + carried;
         let whole_costs = costs.byte_ns * cut * (1.0 + fan_out) / 1e3;
         let predicted = (whole_costs - keep) / (fan_out * hydrate);
         println!(

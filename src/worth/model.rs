@@ -9,8 +9,8 @@
 //! even:   h* = (b·S·(R + F) − K) / (F·C)
 //! ```
 //!
-//! `C` is the work of the fetch itself, which includes the digest; an exchange with the service that keeps the body, and
-//! its bytes, unless it was had before; and half an exchange with the app that asks by need, with the bytes once more.
+//! `C` is the work of the fetch itself, which includes the digest; an exchange with the service that keeps the body, its
+//! bytes, and as much work there, unless it was had before; and half an exchange with the app that asks by need, with the bytes once more.
 //!
 //! Under `h*` slimming pays, over it whole messages would. It is a function of size and fan-out, not a constant: of small
 //! bodies it is under zero, of large ones over one, and then slimming never or always pays.
@@ -52,7 +52,8 @@ pub struct Shape {
 /// What having one body back costs, on all sides.
 pub fn hydration(costs: &Costs, shape: &Shape) -> f64 {
     let carried = costs.http_byte_ns * shape.cut;
-    let from_service = (1.0 - shape.cached) * (costs.exchange_ns + carried);
+    // Whoever has the body reads and checks it too.
+    let from_service = (1.0 - shape.cached) * (costs.exchange_ns + carried + costs.hydrate_ns);
     let to_app = shape.lazy * (costs.exchange_ns / 2.0 + carried);
     costs.hydrate_ns + from_service + to_app
 }
@@ -90,7 +91,7 @@ mod tests {
     const COSTS: Costs = Costs {
         byte_ns: 1.0,
         http_byte_ns: 1.0,
-        exchange_ns: 20_000.0,
+        exchange_ns: 10_000.0,
         keep_ns: 2_000.0,
         keep_measured: true,
         hydrate_ns: 10_000.0,
@@ -142,8 +143,8 @@ mod tests {
             hydration(&COSTS, &shape)
         };
         assert_eq!(of(0.0, 0.0), 31_000.0);
-        assert_eq!(of(1.0, 0.0), 42_000.0);
-        assert_eq!((of(0.0, 1.0), of(1.0, 1.0)), (10_000.0, 21_000.0));
+        assert_eq!(of(1.0, 0.0), 37_000.0);
+        assert_eq!((of(0.0, 1.0), of(1.0, 1.0)), (10_000.0, 16_000.0));
     }
 
     #[test]

@@ -503,7 +503,7 @@ mod tests {
         exchange_ns: 20_000.0,
         keep_ns: 22_000.0,
         keep_measured: true,
-        hydrate_ns: 20_000.0,
+        hydrate_ns: 10_000.0,
         hydrate_measured: true,
     };
 
