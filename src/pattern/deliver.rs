@@ -104,9 +104,6 @@ impl Deliver {
             answer: None,
             error: Some(error),
         };
-        if let (1, Claim::Kept(claim)) = (attempt.number, &delivery.record.claim) {
-            self.row.delivered(claim.size, delivery.body.len());
-        }
         let body = match self.body(delivery, trace).await {
             Ok(body) => body,
             Err(error) => return unmade(self.unhydrated(&error), error),
@@ -129,15 +126,16 @@ impl Deliver {
             trying: None,
             message: Some(delivery.id),
         });
-        match self.send(call, delivery.record.reply.is_some()).await {
+        let attempted = match self.send(call, delivery.record.reply.is_some()).await {
             Ok(attempted) => attempted,
-            Err(error) => Attempted {
-                verdict: verdict::of_error(&error),
-                status: None,
-                answer: None,
-                error: Some(error),
-            },
+            Err(error) => unmade(verdict::of_error(&error), error),
+        };
+        if let (1, Claim::Kept(claim)) = (attempt.number, &delivery.record.claim)
+            && attempted.verdict != Verdict::NotDelivered
+        {
+            self.row.delivered(claim.size, delivery.body.len());
         }
+        attempted
     }
 
     async fn send(&self, call: Box<Call>, asked: bool) -> Result<Attempted, Error> {

@@ -21,6 +21,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::body::Body;
@@ -33,7 +34,7 @@ use writer::{Ask, Writer};
 
 use crate::config::model::{ClaimFolder, ClaimStore, Survives, WhenFull};
 use crate::error::{Error, Kind};
-use crate::lifecycle::folder;
+use crate::lifecycle::{self, folder};
 
 /// Bodies that may wait for the writer; above it a call is a 503. Their callers hold them in memory in any case.
 const QUEUE_MAX: usize = 1024;
@@ -217,16 +218,27 @@ impl Disk {
         let failed = |cause| Err(Error::new(Kind::Internal, "a claim was not read").because(cause));
         let file = opening.await.unwrap_or_else(failed)?;
         let (sender, body) = parts::parts(u64::from(place.length));
-        // Ends when the body is read, or is no more.
-        drop(tokio::task::spawn_blocking(move || {
-            let ended =
-                segment::read_parts(&file, &place, |part| sender.blocking_send(Ok(part)).is_ok());
-            if let Err(error) = ended {
-                let error =
-                    Error::new(Kind::ClaimDamaged, "the claim's bytes end too soon").because(error);
-                sender.blocking_send(Err(error)).ok();
+        // Ends when the body is read, or is no more. A slow reader keeps no thread.
+        let reading = async move {
+            let (file, mut at) = (Arc::new(file), 0);
+            while at < place.length {
+                let file = Arc::clone(&file);
+                let part = tokio::task::spawn_blocking(move || segment::part(&file, &place, at));
+                let part = part
+                    .await
+                    .unwrap_or_else(|cause| Err(io::Error::other(cause)));
+                let part = part.map_err(|error| {
+                    let detail = "the claim's bytes end too soon";
+                    Error::new(Kind::ClaimDamaged, detail).because(error)
+                });
+                let read = part.as_ref().map_or(0, Bytes::len);
+                if sender.send(part).await.is_err() || read == 0 {
+                    return;
+                }
+                at += read as u32;
             }
-        }));
+        };
+        lifecycle::spawn(&Handle::current(), "claim", reading);
         Ok(body)
     }
 

@@ -212,25 +212,13 @@ pub(super) fn open(folder: &Path, place: &Place) -> io::Result<Option<File>> {
     Ok(whole.then_some(file))
 }
 
-/// Reads the body at a place part by part, until `take` wants no more.
-pub(super) fn read_parts(
-    file: &File,
-    place: &Place,
-    mut take: impl FnMut(Bytes) -> bool,
-) -> io::Result<()> {
-    let (mut at, mut left) = (
-        u64::from(place.offset) + RECORD_LEN as u64,
-        place.length as usize,
-    );
-    while left > 0 {
-        let mut part = vec![0; left.min(PART_LEN)];
-        file.read_exact_at(&mut part, at)?;
-        (at, left) = (at + part.len() as u64, left - part.len());
-        if !take(part.into()) {
-            break;
-        }
-    }
-    Ok(())
+/// Reads the part of the body at a place that begins so many bytes into it.
+pub(super) fn part(file: &File, place: &Place, at: u32) -> io::Result<Bytes> {
+    let left = place.length.saturating_sub(at) as usize;
+    let mut part = vec![0; left.min(PART_LEN)];
+    let begins = u64::from(place.offset) + RECORD_LEN as u64 + u64::from(at);
+    file.read_exact_at(&mut part, begins)?;
+    Ok(part.into())
 }
 
 /// The lowest number that a new segment may have.

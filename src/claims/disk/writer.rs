@@ -88,6 +88,12 @@ impl Writer {
     pub(super) fn run(mut self, asked: &Receiver<Ask>) {
         loop {
             self.sweep();
+            // What came in parts is counted beside this thread.
+            let now = self.machine.now();
+            if let Err(error) = self.make_room(now) {
+                let store = &self.shared.name;
+                tracing::error!(store, %error, "the claim store is full, and evicts nothing");
+            }
             match asked.recv_timeout(self.idle()) {
                 Ok(first) => {
                     let group = collect(first, asked);
@@ -343,6 +349,9 @@ impl Writer {
             .iter()
             .map(|sealed| UNIX_EPOCH + Duration::from_secs(sealed.ends));
         let due = sealed.chain(self.open.as_ref().map(|open| open.full)).min();
+        if self.shared.used.load(Ordering::Acquire) > self.shared.max {
+            return SWEEP_MIN;
+        }
         let wait = due.map(|due| due.duration_since(self.machine.now()).unwrap_or_default());
         wait.unwrap_or(SWEEP_MAX).clamp(SWEEP_MIN, SWEEP_MAX)
     }

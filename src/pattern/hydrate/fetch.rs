@@ -39,6 +39,8 @@ const AGAIN: [Duration; 3] = [
 
 /// How long nobody asks a service that did not answer, unless it says when to come back.
 const AWAY: Duration = Duration::from_secs(1);
+/// And however long it says: it may have meant one body.
+const AWAY_MAX: Duration = Duration::from_secs(5);
 
 /// Finds a service as it is configured now; a reload changes that.
 pub type Services = Arc<dyn Fn(&str) -> Option<Arc<Upstream>> + Send + Sync>;
@@ -332,7 +334,9 @@ impl Source {
     fn asked(&self, refused: Option<&Error>) {
         let wait = match refused {
             Some(error) => match error.kind() {
-                Kind::Deadline | Kind::Unreachable => Some(error.retry_after().unwrap_or(AWAY)),
+                Kind::Deadline | Kind::Unreachable => {
+                    Some(error.retry_after().unwrap_or(AWAY).min(AWAY_MAX))
+                }
                 _ => None,
             },
             None => None,
