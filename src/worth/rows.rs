@@ -220,6 +220,7 @@ const FETCHED_BYTES: usize = 6;
 const WAITED_NS: usize = 7;
 const CPU_NS: usize = 8;
 const REFUSED: usize = 9;
+const STREAMED: usize = 10;
 
 /// A subscription's messages.
 #[derive(Debug)]
@@ -227,7 +228,7 @@ pub struct Read {
     pub(super) topic: String,
     pub(super) group: String,
     pub(super) reader: [u8; 4],
-    row: Row<10>,
+    row: Row<11>,
     fields: Mutex<BTreeMap<String, Field>>,
     replicas: AtomicU32,
     pays: AtomicBool,
@@ -308,6 +309,12 @@ impl Read {
         self.row.add(CPU_NS, nanoseconds(one.cpu));
     }
 
+    /// Counts a body that is passed through to the app that asked for it, of so many bytes.
+    pub fn streamed(&self, bytes: u64) {
+        self.row.add(STREAMED, 1);
+        self.row.add(FETCHED_BYTES, bytes);
+    }
+
     /// Counts a hydration that came to nothing.
     pub fn refused(&self) {
         self.row.add(REFUSED, 1);
@@ -334,13 +341,13 @@ impl Read {
         self.replicas.store(replicas, Ordering::Relaxed);
     }
 
-    /// Hydrations, and what they cost this side.
+    /// Hydrations that were had in memory, and what they cost this side.
     pub(super) fn hydrated_here(&self) -> (f64, f64) {
         let count = self.row.total(LAZY) + self.row.total(EAGER);
         (count as f64, self.row.total(CPU_NS) as f64)
     }
 
-    fn shape(&self, recent: &[f64; 10], groups: usize) -> Shape {
+    fn shape(&self, recent: &[f64; 11], groups: usize) -> Shape {
         let hydrations = recent[LAZY] + recent[EAGER];
         let share = |some: f64| some / hydrations.max(1.0);
         Shape {
@@ -405,7 +412,8 @@ impl Read {
     pub(super) fn report(&self, costs: &Costs, groups: usize) -> Value {
         let total = |what| self.row.total(what);
         let recent = self.row.recent(false);
-        let hydrations = total(LAZY) + total(EAGER);
+        let lazy = total(LAZY) + total(STREAMED);
+        let hydrations = lazy + total(EAGER);
         let even = model::break_even(costs, &self.shape(&recent, groups));
         let delivered = recent[DELIVERED];
         let fields: Vec<Value> = self
@@ -422,7 +430,7 @@ impl Read {
             "group": self.group,
             "events": total(DELIVERED),
             "hydrations": hydrations,
-            "lazy": total(LAZY),
+            "lazy": lazy,
             "eager": total(EAGER),
             "failed": total(REFUSED),
             "cached": total(CACHED),
@@ -448,7 +456,7 @@ impl Read {
     }
 
     /// What to do, in words.
-    fn advice(&self, costs: &Costs, recent: &[f64; 10], groups: usize) -> String {
+    fn advice(&self, costs: &Costs, recent: &[f64; 11], groups: usize) -> String {
         let delivered = recent[DELIVERED];
         if delivered < ENOUGH {
             return "too few slim messages yet".into();
@@ -477,8 +485,8 @@ impl Read {
     }
 }
 
-fn ratio(recent: &[f64; 10]) -> f64 {
-    (recent[LAZY] + recent[EAGER]) / recent[DELIVERED].max(1.0)
+fn ratio(recent: &[f64; 11]) -> f64 {
+    (recent[LAZY] + recent[STREAMED] + recent[EAGER]) / recent[DELIVERED].max(1.0)
 }
 
 fn nanoseconds(time: Duration) -> u64 {
@@ -583,6 +591,22 @@ mod tests {
         assert!(advice.starts_with("keep `/note` in the record (`slim.keep`): 10.0 % of deliveries ask for it, and it has 40 bytes"), "{advice}");
         (0..10_000).for_each(|n| row.asked_for(&format!("/x/{n}"), 40));
         assert!(row.told_fields().len() <= FIELDS_MAX + 1);
+    }
+
+    #[test]
+    fn it_is_noted_once_when_the_ratio_crosses_and_once_when_it_comes_back() {
+        let row = row(1000, 10_000);
+        let pays = |row: &Read| row.pays.load(Ordering::Relaxed);
+        row.tick(&COSTS, 1);
+        assert!(pays(&row));
+        hydrate(&row, 500, false);
+        row.streamed(1 << 30);
+        row.tick(&COSTS, 1);
+        assert!(!pays(&row), "half are hydrated, and 36 % is the border");
+        (0..1000).for_each(|_| row.delivered(10_100, 100));
+        row.tick(&COSTS, 1);
+        assert!(pays(&row), "a quarter is");
+        assert_eq!(row.report(&COSTS, 1)["lazy"], 501);
     }
 
     #[test]

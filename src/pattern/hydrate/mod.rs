@@ -216,6 +216,9 @@ impl Hydrate {
             let body = self.fetch.stream(&reference, asked.trace).await?;
             self.lazy.whole.increment(1);
             self.lazy.bytes.increment(reference.size);
+            if let Some(row) = self.worth.reader(reference.reader) {
+                row.streamed(reference.size);
+            }
             return Ok(document(StatusCode::OK, body, &reference));
         }
         let had = self.had((&reference, false), asked.trace).await?;
