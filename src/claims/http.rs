@@ -52,20 +52,21 @@ fn connector(secure: bool) -> io::Result<HttpsConnector<Tcp>> {
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(CONNECT));
-    let builder = HttpsConnectorBuilder::new();
-    let builder = match secure {
-        true => builder
-            .with_provider_and_native_roots(provider)?
-            .https_only(),
-        false => {
+    // In the clear too: the platform gives its keys so, and whether the bucket is reached so is for the store to judge.
+    let native = HttpsConnectorBuilder::new().with_provider_and_native_roots(provider.clone());
+    let builder = match native {
+        Ok(builder) => builder,
+        Err(error) if secure => return Err(error),
+        Err(_) => {
             let config = rustls::ClientConfig::builder_with_provider(provider.into())
                 .with_safe_default_protocol_versions()
                 .map_err(io::Error::other)?
                 .with_root_certificates(rustls::RootCertStore::empty())
                 .with_no_client_auth();
-            builder.with_tls_config(config).https_or_http()
+            HttpsConnectorBuilder::new().with_tls_config(config)
         }
     };
+    let builder = builder.https_or_http();
     Ok(builder.enable_http1().wrap_connector(tcp))
 }
 

@@ -242,7 +242,8 @@ impl Stores {
                         return disk.stream(id).await;
                     }
                     Store::Objects(objects) if said.form == Form::Shared => {
-                        let size = objects.size(id).await?;
+                        // One that is away may not be the one; whether it is, is told below.
+                        let size = objects.size(id).await.unwrap_or_default();
                         if large(size) {
                             return objects.stream(id).await;
                         }

@@ -136,17 +136,18 @@ pub(super) fn read_ends(path: &Path, number: u64) -> io::Result<Option<u64>> {
 /// Where it is written up to which segment the folder was evicted.
 const EVICTED: &str = "evicted";
 
-/// The number below which segments may have been evicted; 0 if none was.
+/// The number below which segments may have been evicted; 0 if none was. A note that a crash has spoilt is as good as none:
+/// then what is gone counts as lost.
 ///
 /// # Errors
-/// The note is there and cannot be read, or is not a number.
+/// The note is there and cannot be read.
 pub(super) fn read_evicted(folder: &Path) -> io::Result<u64> {
     let path = folder.join(EVICTED);
     match fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse().map_err(|_| {
-            let text = format!("{} does not hold a number", path.display());
-            io::Error::new(io::ErrorKind::InvalidData, text)
-        }),
+        Ok(text) => Ok(text.trim().parse().unwrap_or_else(|_| {
+            tracing::warn!(path = %path.display(), "does not hold a number, and is taken for none");
+            0
+        })),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
         Err(error) => Err(error),
     }
@@ -162,7 +163,9 @@ pub(super) fn write_evicted(folder: &Path, below: u64) -> io::Result<()> {
         .mode(0o600)
         .open(&new)?;
     file.write_all(below.to_string().as_bytes())?;
-    fs::rename(new, folder.join(EVICTED))
+    file.sync_all()?;
+    fs::rename(new, folder.join(EVICTED))?;
+    folder::sync(folder)
 }
 
 /// What stands before a body.

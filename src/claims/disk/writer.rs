@@ -287,8 +287,9 @@ impl Writer {
     fn evict(&mut self, index: usize, sealed: Sealed, now: SystemTime) -> io::Result<()> {
         let shared = &self.shared;
         let below = sealed.number.saturating_add(1);
-        if shared.gone_below.fetch_max(below, Ordering::AcqRel) < below {
+        if shared.gone_below.load(Ordering::Acquire) < below {
             segment::write_evicted(&shared.folder, below)?;
+            shared.gone_below.store(below, Ordering::Release);
         }
         match self
             .machine
@@ -349,7 +350,8 @@ impl Writer {
             .iter()
             .map(|sealed| UNIX_EPOCH + Duration::from_secs(sealed.ends));
         let due = sealed.chain(self.open.as_ref().map(|open| open.full)).min();
-        if self.shared.used.load(Ordering::Acquire) > self.shared.max {
+        // What comes in parts may fill the store at any time.
+        if self.shared.full == WhenFull::Evict {
             return SWEEP_MIN;
         }
         let wait = due.map(|due| due.duration_since(self.machine.now()).unwrap_or_default());

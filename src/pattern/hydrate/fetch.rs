@@ -254,30 +254,34 @@ impl Fetch {
         let _turn = self.turn(&source, deadline).await?;
         source.may_ask(service, deadline)?;
         let asked = self.each(&upstream, (service, instance), (place, trace), deadline);
-        let asked = asked.await;
-        source.asked(asked.as_ref().err());
+        let (asked, answered) = asked.await;
+        source.asked(asked.as_ref().err().filter(|_| !answered));
         asked
     }
 
+    /// Asks one address after the other; also says whether any of them answered.
     async fn each(
         &self,
         upstream: &Upstream,
         (service, instance): (&str, &str),
         (place, trace): (Place<'_>, &Trace),
         deadline: Instant,
-    ) -> Result<Bytes, Error> {
-        let mut last = None;
+    ) -> (Result<Bytes, Error>, bool) {
+        let (mut last, mut answered) = (None, false);
         let endpoints = in_order(upstream, instance);
         for (asked, endpoint) in endpoints.iter().enumerate() {
             let share = Share::of(deadline, endpoints.len() - asked);
             let to = (upstream, endpoint, service);
             match ask::ask(to, (place, trace), (share, self.max)).await {
-                Ok(body) => return Ok(body),
+                Ok(body) => return (Ok(body), true),
                 // Another replica's claim, or a replica that is away: the next one may have it.
-                Err(error) => last = Some(worse(last, error)),
+                Err(error) => {
+                    answered |= is_answer(&error);
+                    last = Some(worse(last, error));
+                }
             }
         }
-        Err(nobody(service, last))
+        (Err(nobody(service, last)), answered)
     }
 
     fn source(&self, service: &str) -> Arc<Source> {
@@ -353,6 +357,15 @@ fn in_order(upstream: &Upstream, instance: &str) -> Vec<Arc<Endpoint>> {
         endpoints.sort_by_key(|endpoint| endpoint.address.to_string() != instance);
     }
     endpoints
+}
+
+/// Whether a failure was said by the address itself: then it is not away, whatever it says of one body.
+fn is_answer(error: &Error) -> bool {
+    let said = matches!(
+        error.kind(),
+        Kind::Elsewhere | Kind::Unknown | Kind::Expired | Kind::ClaimDamaged | Kind::BadAnswer
+    );
+    said || error.retry_after().is_some()
 }
 
 /// What it means that no address of a service had a body.

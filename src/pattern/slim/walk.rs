@@ -75,10 +75,13 @@ pub(super) struct CutList {
     pub(super) fields: Vec<String>,
     bytes: usize,
     over: bool,
+    /// Cuts so far, those included that are not named or were taken back.
+    made: usize,
 }
 
 impl CutList {
     fn push(&mut self, pointer: &str) {
+        self.made += 1;
         if self.fields.iter().any(|named| named == pointer) {
             return;
         }
@@ -268,7 +271,7 @@ impl<'t> DeserializeSeed<'t> for Value<'_, 't, '_> {
         let Self { walk, here, emit } = self;
         walk.skip(b",:");
         let start = walk.pos;
-        let (mark, cuts) = (walk.out.len(), walk.cut.fields.len());
+        let (mark, made) = (walk.out.len(), walk.cut.made);
         let nested = emit == Emit::Fit && walk.depth < DEPTH_MAX;
         let (key, key_below) = (here.key(), here.key_below());
         let inside = nested || key_below || (emit == Emit::Select && here.is_somewhere());
@@ -314,7 +317,7 @@ impl<'t> DeserializeSeed<'t> for Value<'_, 't, '_> {
                 walk.copy_from(start);
                 Ok(Kept::Yes)
             }
-            Emit::Fit if walk.cut.fields.len() == cuts => {
+            Emit::Fit if walk.cut.made == made => {
                 // Nothing went, so it stays as the caller wrote it.
                 walk.out.truncate(mark);
                 walk.copy_from(start);
@@ -432,8 +435,6 @@ impl<'t> Visitor<'t> for Array<'_, 't, '_> {
             }
             if matches!(how, Emit::Copy | Emit::Fit | Emit::Select) {
                 walk.out.push(if written == 0 { b'[' } else { b',' });
-                // What is cut before an element that stays leaves null, so that indexes hold.
-                (written..index).for_each(|_| walk.out.extend_from_slice(b"null,"));
             }
             let Some(kept) = seq.next_element_seed(Value {
                 walk: &mut *walk,
@@ -448,7 +449,10 @@ impl<'t> Visitor<'t> for Array<'_, 't, '_> {
             index += 1;
             if emit == Emit::Select {
                 match kept {
-                    Kept::Yes => written = index,
+                    Kept::Yes => {
+                        walk.fill(mark, index - 1 - written);
+                        written = index;
+                    }
                     Kept::No => walk.take_back(mark, cuts, how.why()),
                 }
                 walk.path.truncate(outer);
@@ -468,6 +472,15 @@ impl Walk<'_> {
             Why::Ruled => &self.path.ruled,
             Why::Found => &self.path.exact,
         });
+    }
+
+    /// What was cut before an element that stays leaves null, so that indexes hold. Only now is it known that it stays: of
+    /// many that go, nulls before each would cost the square of their number.
+    fn fill(&mut self, mark: usize, gone: usize) {
+        if gone > 0 {
+            let nulls = std::iter::repeat_n(*b"null,", gone).flatten();
+            self.out.splice(mark + 1..mark + 1, nulls);
+        }
     }
 
     /// Whether what was written of a value since the mark is small enough to stay.

@@ -139,3 +139,35 @@ fn cut_fields_are_put_back_as_they_were() {
     // So much was cut that it is not named: all comes back.
     put(&[""], &["/note"], whole);
 }
+
+#[test]
+fn many_elements_of_which_nothing_stays_cost_no_more_than_their_number() {
+    let many = format!(r#"{{"lines":[{}]}}"#, vec!["{}"; 200_000].join(","));
+    let rule = SlimRule::Keep(pointers(&["/lines/*/sku"]));
+    let cut = slim(&rule, &many).unwrap().cut.unwrap();
+    assert_eq!(&cut.body[..], b"{}");
+    // One that stays at the end has a null for each before it.
+    let last = many.replace("{}]}", r#"{"sku":1}]}"#);
+    let body = slim(&rule, &last).unwrap().cut.unwrap().body;
+    assert!(body.ends_with(br#"null,{"sku":1}]}"#));
+    assert_eq!(body.len(), 199_999 * 5 + r#"{"lines":[{"sku":1}]}"#.len());
+}
+
+#[test]
+fn what_is_too_large_goes_also_when_more_went_than_is_named() {
+    let photo = "p".repeat(100);
+    let line = |n: usize| format!(r#"{{"id":{n},"photo":"{photo}"}}"#);
+    let lines: Vec<String> = (0..200).map(line).collect();
+    let rule = SlimRule::Drop {
+        fields: Vec::new(),
+        over: Some(99),
+    };
+    let body = format!("[{}]", lines.join(","));
+    let cut = slim(&rule, &body).unwrap().cut.unwrap();
+    let left: Vec<String> = (0..200).map(|n| format!(r#"{{"id":{n}}}"#)).collect();
+    assert_eq!(
+        String::from_utf8_lossy(&cut.body),
+        format!("[{}]", left.join(","))
+    );
+    assert_eq!(cut.fields, [""]);
+}
