@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::live::{self, Live};
 use super::parts::{Broker, BuildError, Parts};
+use crate::claims::id::{Audience, audience};
 use crate::config::model::{Config, Subscription as Rule};
 use crate::kafka::all::Positions;
 use crate::kafka::consumer::{Consumer, Sharing, StopError};
@@ -227,7 +228,7 @@ impl Consumers {
             mode: rule.hydrate.clone(),
             unhydrated: rule.unhydrated,
             row: self.parts.worth.reading(&rule.topic, &rule.group),
-            letters_of: letters_of(config, &rule.topic),
+            audiences: audiences(config, &rule.topic),
             verdicts: Table::new(&rule.verdicts),
             path: path(rule)?,
             host: HeaderValue::from_str(&app.to_string()).map_err(io::Error::other)?,
@@ -246,11 +247,13 @@ impl Consumers {
     }
 }
 
-/// The topics whose dead letters go to this one, as far as the file tells.
-fn letters_of(config: &Config, dead: &str) -> Vec<String> {
-    let here = config.subscriptions.iter();
-    let here = here.filter(|other| other.dead_letter.as_deref() == Some(dead));
-    here.map(|other| other.topic.clone()).collect()
+/// Whose claims the records of a topic may carry: its own, and those of the topics whose dead letters go to it, as far as the
+/// file tells.
+fn audiences(config: &Config, topic: &str) -> Vec<Audience> {
+    let subscriptions = config.subscriptions.iter();
+    let dying = subscriptions.filter(|other| other.dead_letter.as_deref() == Some(topic));
+    let dying = dying.map(|other| other.topic.as_str());
+    std::iter::once(topic).chain(dying).map(audience).collect()
 }
 
 /// What tells the origins of messages how those ended, by the topics of whichever configuration is in force.

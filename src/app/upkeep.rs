@@ -54,24 +54,31 @@ pub(super) fn reads_slim(subscription: &Subscription) -> bool {
     subscription.hydrate != Hydrate::Never
 }
 
-/// Keeps the balance of events: what a byte costs, once; what was counted, each second; how many replicas there are.
+/// Keeps the balance of events: what things cost here, once there is one; what was counted, each second; how many replicas there are.
 pub(super) async fn worth(parts: Weak<Parts>) {
-    let measured = tokio::task::spawn_blocking(calibrate::measure).await;
-    match (measured, parts.upgrade()) {
-        (_, None) => return,
-        (Ok(Ok(measured)), Some(parts)) => parts.worth.measured(measured),
-        (failed, Some(_)) => tracing::warn!(?failed, "what things cost here was not measured"),
-    }
+    let mut measured = false;
     for second in 0_u32.. {
         sleep(UPKEEP).await;
+        let Some(worth) = parts.upgrade().map(|parts| Arc::clone(&parts.worth)) else {
+            return;
+        };
+        // Not before there is a slim message: most consumers never see one, and it costs milliseconds. Nothing else is held
+        // meanwhile: a stopped sidecar's claim folder must be free for the next one.
+        if !measured && !worth.topics().is_empty() {
+            measured = true;
+            match tokio::task::spawn_blocking(calibrate::measure).await {
+                Ok(Ok(found)) => worth.measured(found),
+                failed => tracing::warn!(?failed, "what things cost here was not measured"),
+            }
+        }
+        worth.tick();
         let Some(parts) = parts.upgrade() else { return };
-        parts.worth.tick();
         let broker = parts
             .broker
             .as_ref()
             .filter(|_| second % REPLICAS_EVERY == 3);
         if let Some(broker) = broker {
-            let (worth, sender) = (Arc::clone(&parts.worth), Arc::clone(&broker.sender));
+            let sender = Arc::clone(&broker.sender);
             drop(parts);
             let looking = tokio::task::spawn_blocking(move || {
                 for topic in worth.topics() {

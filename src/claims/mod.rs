@@ -16,7 +16,7 @@ mod reference;
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
@@ -28,7 +28,7 @@ pub use reference::Reference;
 use crate::body::Body;
 use crate::config::model::{ClaimIndex, ClaimPlace, ClaimStore, Survives};
 use crate::error::{Error, Kind};
-use id::{Form, audience};
+use id::{Audience, Form};
 
 /// A body to keep.
 #[derive(Debug, Clone)]
@@ -76,12 +76,11 @@ impl Upload {
         }
     }
 
-    /// Keeps the body for records of `topic`; when this returns, it is as safe as the store is.
+    /// Keeps the body for an audience; when this returns, it is as safe as the store is.
     ///
     /// # Errors
     /// As [`Upload::write`].
-    pub async fn finish(self, digest: [u8; 32], topic: &str) -> Result<Claim, Error> {
-        let audience = audience(topic);
+    pub async fn finish(self, digest: [u8; 32], audience: Audience) -> Result<Claim, Error> {
         match self {
             Self::Disk(upload) => upload.finish(digest, audience).await,
             Self::Objects(upload) => upload.finish(digest, audience).await,
@@ -128,6 +127,42 @@ impl Store {
     }
 }
 
+/// The store that has a body.
+enum Keeper<'s> {
+    Disk(&'s Disk),
+    Objects(&'s Arc<Objects>),
+}
+
+impl Keeper<'_> {
+    async fn size(&self, id: &str) -> Result<Option<u64>, Error> {
+        match self {
+            Self::Disk(disk) => Ok(disk.size(id)),
+            Self::Objects(objects) => objects.size(id).await,
+        }
+    }
+
+    async fn fetch(&self, id: &str) -> Result<Bytes, Error> {
+        match self {
+            Self::Disk(disk) => disk.fetch(id).await,
+            Self::Objects(objects) => objects.fetch(id).await,
+        }
+    }
+
+    async fn stream(&self, id: &str) -> Result<Body, Error> {
+        match self {
+            Self::Disk(disk) => disk.stream(id).await,
+            Self::Objects(objects) => objects.stream(id).await,
+        }
+    }
+}
+
+/// Until when a body that is kept now for so long is served, in seconds since 1970. Rounded up, so that a claim never lives
+/// shorter than it should.
+fn expiry(ttl: Duration) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    (now.unwrap_or_default() + ttl).as_secs() + 1
+}
+
 /// All stores of the config, in its order.
 #[derive(Debug)]
 pub struct Stores(Vec<Store>);
@@ -159,7 +194,7 @@ impl Stores {
             .map(Self)
     }
 
-    /// Keeps a body in one of the stores, for records of `topic`; when this returns, it is as safe as the store is.
+    /// Keeps a body in one of the stores, for an audience; when this returns, it is as safe as the store is.
     /// `slim` is what goes into the record, out of which an origin's address is made.
     ///
     /// # Errors
@@ -169,9 +204,8 @@ impl Stores {
         &self,
         index: ClaimIndex,
         whole: &Whole,
-        (topic, slim): (&str, &[u8]),
+        (audience, slim): (Audience, &[u8]),
     ) -> Result<Claim, Error> {
-        let audience = audience(topic);
         match self.0.get(index.0) {
             Some(Store::Disk(disk)) => disk.keep(whole, audience).await,
             Some(Store::Objects(objects)) => objects.keep(whole, audience).await,
@@ -189,16 +223,21 @@ impl Stores {
     /// [`Kind::Elsewhere`] if none of them did, [`Kind::Unknown`] for what no store ever made, [`Kind::Expired`],
     /// [`Kind::ClaimDamaged`], or [`Kind::ClaimStore`] if the store is not to be had now.
     pub async fn fetch(&self, id: &str) -> Result<Bytes, Error> {
+        self.keeper(id).await?.fetch(id).await
+    }
+
+    /// The store that made an id.
+    async fn keeper(&self, id: &str) -> Result<Keeper<'_>, Error> {
         let unknown = || Error::new(Kind::Unknown, "no claim has this id");
         let said = id::look(id).ok_or_else(unknown)?;
         let mut away = None;
         for store in &self.0 {
             match (store, said.form) {
                 (Store::Disk(disk), Form::Folder) if disk.made(&said) => {
-                    return disk.fetch(id).await;
+                    return Ok(Keeper::Disk(disk));
                 }
                 (Store::Objects(objects), Form::Shared) => match objects.made(&said).await {
-                    Ok(true) => return objects.fetch(id).await,
+                    Ok(true) => return Ok(Keeper::Objects(objects)),
                     Ok(false) => {}
                     // It may be the one: whether it is, only its key tells.
                     Err(error) => away = Some(error),
@@ -234,25 +273,11 @@ impl Stores {
     /// # Errors
     /// As [`Stores::fetch`], as far as it shows before the first byte.
     pub async fn body(&self, id: &str) -> Result<Body, Error> {
-        if let Some(said) = id::look(id) {
-            for store in &self.0 {
-                let large = |size: Option<u64>| size.is_some_and(|size| size > IN_MEMORY);
-                match store {
-                    Store::Disk(disk) if disk.made(&said) && large(disk.size(id)) => {
-                        return disk.stream(id).await;
-                    }
-                    Store::Objects(objects) if said.form == Form::Shared => {
-                        // One that is away may not be the one; whether it is, is told below.
-                        let size = objects.size(id).await.unwrap_or_default();
-                        if large(size) {
-                            return objects.stream(id).await;
-                        }
-                    }
-                    _ => {}
-                }
-            }
+        let keeper = self.keeper(id).await?;
+        match keeper.size(id).await?.is_some_and(|size| size > IN_MEMORY) {
+            true => keeper.stream(id).await,
+            false => keeper.fetch(id).await.map(Body::full),
         }
-        self.fetch(id).await.map(Body::full)
     }
 
     /// The origin that an id is of, if the config has it.
@@ -332,7 +357,7 @@ mod tests {
         let other = Stores::open(&[shared("x", &folder.path().join("x"))], "orders").unwrap();
         for index in 0..4 {
             let whole = whole(format!("kept in {index}"));
-            let keeping = stores.keep(ClaimIndex(index), &whole, ("orders", b"{}"));
+            let keeping = stores.keep(ClaimIndex(index), &whole, (*b"for whom", b"{}"));
             let claim = keeping.await.unwrap();
             assert_eq!(stores.fetch(&claim.id).await.unwrap(), whole.body);
             let elsewhere = other.fetch(&claim.id).await.unwrap_err();
@@ -350,7 +375,9 @@ mod tests {
         let open = |service| Stores::open(&[shared("any", folder.path())], service).unwrap();
         let whole = whole("for all".into());
         let orders = open("orders");
-        let claim = orders.keep(ClaimIndex(0), &whole, ("t", b"{}")).await;
+        let claim = orders
+            .keep(ClaimIndex(0), &whole, (*b"for whom", b"{}"))
+            .await;
         let id = claim.unwrap().id;
         assert_eq!(open("billing").fetch(&id).await.unwrap(), "for all");
     }

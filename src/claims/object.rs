@@ -22,7 +22,7 @@ use tokio::time::timeout;
 
 use super::http::Connector;
 use super::id::{self, Audience, KEY_LEN, Object, Said, Signer};
-use super::{Claim, Whole, parts};
+use super::{Claim, Whole, expiry, parts};
 use crate::body::Body;
 use crate::config::model::{Bucket, ClaimObjects, ClaimStore, ObjectPlace, Survives};
 use crate::error::{Error, Kind};
@@ -108,11 +108,7 @@ impl Objects {
 
     /// An object that is made now, so far as its time goes.
     fn lasting(&self) -> Object {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        // Rounded up, so that a claim never lives shorter than it should.
-        let expires = (now + self.ttl).as_secs() + 1;
+        let expires = expiry(self.ttl);
         Object {
             audience: Audience::default(),
             hour: u32::try_from(expires / HOUR + 1).unwrap_or(u32::MAX),
@@ -219,7 +215,6 @@ impl Objects {
             upload,
             object,
             buffer: Vec::new(),
-            finished: false,
         })
     }
 
@@ -364,7 +359,6 @@ pub struct Upload {
     upload: Box<dyn MultipartUpload>,
     object: Object,
     buffer: Vec<u8>,
-    finished: bool,
 }
 
 impl Upload {
@@ -395,7 +389,6 @@ impl Upload {
         self.flush().await?;
         let completed = self.upload.complete();
         self.place.done("does not take the body", completed).await?;
-        self.finished = true;
         self.object.audience = audience;
         let signer = self.place.signer().await?;
         Ok(Claim {

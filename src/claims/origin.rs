@@ -4,13 +4,13 @@
 //! that a record can lead nowhere but where the reader's config says; and the answer must have the digest of what was
 //! sent, so that a body which has changed since is never taken for it.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::id::{self, Audience, Said};
-use super::{Claim, Whole};
+use super::{Claim, Whole, expiry};
 use crate::config::model::{ClaimTemplate, TemplatePart};
 use crate::error::{Error, Kind};
 
@@ -43,10 +43,7 @@ impl Origin {
     /// [`Kind::BadRequest`] if the slim body has not the fields.
     pub fn keep(&self, whole: &Whole, audience: Audience, slim: &[u8]) -> Result<Claim, Error> {
         self.path(slim)?;
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let expires = (now + self.ttl).as_secs() + 1;
+        let expires = expiry(self.ttl);
         Ok(Claim {
             id: id::nowhere(self.tag, audience, expires),
             digest: whole.digest,

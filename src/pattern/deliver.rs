@@ -15,7 +15,7 @@ use super::hydrate::Hydrate;
 use super::verdict::{self, Table, Verdict};
 use crate::body::Body;
 use crate::claims::Reference;
-use crate::claims::id::{self, Form};
+use crate::claims::id::{self, Audience, Form};
 use crate::config::model::{Hydrate as Mode, Unhydrated};
 use crate::error::{Error, Kind};
 use crate::kafka::record::{Claim, ClaimRef, Decoded, digest_text};
@@ -43,8 +43,8 @@ pub struct Deliver {
     pub unhydrated: Unhydrated,
     /// The balance of its slim messages.
     pub row: Arc<Read>,
-    /// Topics whose claims the topic's records may carry, besides its own: those whose dead letters it takes.
-    pub letters_of: Vec<String>,
+    /// Whose claims the topic's records may carry: its own, and those of topics whose dead letters it takes.
+    pub audiences: Vec<Audience>,
     /// What its answers mean.
     pub verdicts: Table,
     /// The path that gets every message; `None` restores the call as it was made.
@@ -340,9 +340,7 @@ impl Deliver {
             origin.ok_or_else(|| wrong("it does not say which service keeps its claim"))?;
         let said = id::look(&claim.id).ok_or_else(|| wrong("what names its claim is malformed"))?;
         // Whoever may write to one topic and read another could otherwise have the other's bodies delivered.
-        let own = std::iter::once(&*delivery.topic);
-        let mut topics = own.chain(self.letters_of.iter().map(String::as_str));
-        if !topics.any(|topic| id::audience(topic) == said.audience) {
+        if !self.audiences.contains(&said.audience) {
             return Err(wrong("its claim was made for another topic"));
         }
         let path = match said.form {

@@ -3,14 +3,16 @@
 //!
 //! * [`model`]: the arithmetic
 //! * [`calibrate`]: what a byte and a request cost on this machine
-//! * `rows`: what is counted, and what to do about it
+//! * `published`, `read`: what is counted of a route and of a subscription, and what to do about it
 //!
 //! A [`Ledger`] has a row for each route that publishes and for each subscription. Rows count by single atomic additions;
 //! once a second they are looked at, with the past fading, so that a change shows within minutes.
 
 pub mod calibrate;
 pub mod model;
-mod rows;
+mod published;
+mod read;
+mod row;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -18,8 +20,8 @@ use serde_json::{Value, json};
 
 use self::calibrate::Measured;
 use self::model::Costs;
-use self::rows::sum;
-pub use self::rows::{Hydrated, Published, Read};
+pub use self::published::Published;
+pub use self::read::{Hydrated, Read};
 use crate::telemetry::metrics::Metrics;
 
 /// What things cost until they are measured.
@@ -57,8 +59,8 @@ impl Ledger {
         self.measured.get_or_init(|| measured);
     }
 
-    /// The row of a route; a reload finds the old one.
-    pub fn publishing(&self, route: &str, topic: &str) -> Arc<Published> {
+    /// The row of a route, whose topic is also known as the claims of its records name it; a reload finds the old one.
+    pub fn publishing(&self, route: &str, (topic, audience): (&str, [u8; 8])) -> Arc<Published> {
         let mut rows = lock(&self.published);
         let found = rows
             .iter()
@@ -66,7 +68,7 @@ impl Ledger {
         if let Some(found) = found {
             return Arc::clone(found);
         }
-        let row = Arc::new(Published::new(route, topic));
+        let row = Arc::new(Published::new(route, (topic, audience)));
         rows.push(Arc::clone(&row));
         row
     }
@@ -168,8 +170,8 @@ impl Ledger {
             http_byte_ns,
             exchange_ns,
         } = *self.measured.get().unwrap_or(&UNMEASURED);
-        let kept = sum(lock(&self.published).iter().map(|row| row.kept()));
-        let hydrated = sum(lock(&self.read).iter().map(|row| row.hydrated_here()));
+        let kept = added(lock(&self.published).iter().map(|row| row.kept()));
+        let hydrated = added(lock(&self.read).iter().map(|row| row.hydrated_here()));
         let each = |(count, nanoseconds): (f64, f64)| (count > 0.0).then(|| nanoseconds / count);
         let (keep, hydrate) = (each(kept), each(hydrated));
         Costs {
@@ -182,6 +184,11 @@ impl Ledger {
             hydrate_measured: hydrate.is_some(),
         }
     }
+}
+
+/// Adds up pairs.
+fn added(pairs: impl Iterator<Item = (f64, f64)>) -> (f64, f64) {
+    pairs.fold((0.0, 0.0), |all, one| (all.0 + one.0, all.1 + one.1))
 }
 
 /// Groups of a topic, as far as this sidecar has them.

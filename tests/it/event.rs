@@ -10,6 +10,7 @@ use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 use wayside::claims::Reference;
 
+use super::stores::reading;
 use crate::support::app::{Answer, App, Seen};
 use crate::support::broker;
 use crate::support::client::{Reply, get, post};
@@ -89,24 +90,7 @@ kafka: {{ brokers: [\"{}\"] }}
 
 /// A sidecar beside `app` with these subscriptions, whose claims are at `orders`.
 pub(super) async fn receiving(app: SocketAddr, orders: &str, subscriptions: &[String]) -> Sidecar {
-    let list: String = subscriptions
-        .iter()
-        .map(|one| format!("  - {{ {one} }}\n"))
-        .collect();
-    Sidecar::start(&format!(
-        "
-service: billing
-app: {app}
-outbound: {{ listen: 127.0.0.1:0, routes: [] }}
-subscriptions:
-{list}
-services: {{ {orders} }}
-kafka: {{ brokers: [\"{}\"] }}
-drain: 8s
-",
-        broker::address()
-    ))
-    .await
+    reading(app, ("", orders), subscriptions).await
 }
 
 pub(super) fn orders_at(address: SocketAddr) -> String {

@@ -9,10 +9,10 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::event::{digest, orders_at, path_of};
+pub(super) use super::subscription::calls as seen;
 use crate::support::app::{Answer, App, Seen};
 use crate::support::broker;
 use crate::support::client::{Outgoing, Reply, get, post};
-use crate::support::eventually::eventually;
 use crate::support::sidecar::Sidecar;
 use crate::support::topic::{self, Record};
 
@@ -145,12 +145,6 @@ pub(super) fn readers_claims(kind: &str, orders: &Orders) -> String {
         }
         _ => String::new(),
     }
-}
-
-pub(super) async fn seen(app: &App, count: usize) -> Vec<Seen> {
-    let what = format!("{count} calls at the app");
-    let enough = async || (app.count() >= count).then(|| app.seen());
-    eventually(&what, LONG, enough).await
 }
 
 /// All that the app does to have an order: it takes the body, and what the address gives if there is one.

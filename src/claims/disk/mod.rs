@@ -2,8 +2,9 @@
 //!
 //! Every body that waits is written in one group, with one fdatasync for all of them, and only then are their callers
 //! told. A segment is begun when the last one is full or an eighth of the time to live old, and is deleted when the
-//! last claim in it has expired, never on a read. A store that may evict deletes its oldest segment for want of room. After an error of a write or a sync nothing is appended to that file
-//! again, since what the kernel still holds of it is unknown; what was promised before stays readable.
+//! last claim in it has expired, never on a read. A store that may evict deletes its oldest segment for want of room.
+//! After an error of a write or a sync nothing is appended to that file again, since what the kernel still holds of it is
+//! unknown; what was promised before stays readable.
 
 mod segment;
 mod upload;
@@ -144,19 +145,7 @@ impl Disk {
         let Shared {
             name, used, max, ..
         } = &*self.shared;
-        // What is evicted for a body leaves room for it at the latest when its turn to be written comes.
-        let room = match self.shared.full {
-            WhenFull::Refuse => *max,
-            WhenFull::Evict => max.saturating_add(EVICTING_MAX),
-        };
-        let fits = |now: u64| {
-            now.checked_add(needed)
-                .filter(|after| *after <= room && needed <= *max)
-        };
-        if used
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, fits)
-            .is_err()
-        {
+        if needed > *max || !self.shared.takes(needed) {
             return Err(unavailable(format!("the claim store {name} is full")));
         }
         let (reply, kept) = oneshot::channel();
@@ -303,6 +292,20 @@ impl Shared {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, after);
         let taken = taken.map(|next| next.max(now));
         taken.map_err(|_| io::Error::other("the claim folder has no number left for a segment"))
+    }
+
+    /// Counts bytes if there is room for them. What is evicted for a body leaves that at the latest when its turn to be
+    /// written comes.
+    fn takes(&self, bytes: u64) -> bool {
+        let room = match self.full {
+            WhenFull::Refuse => self.max,
+            WhenFull::Evict => self.max.saturating_add(EVICTING_MAX),
+        };
+        let fits = |now: u64| now.checked_add(bytes).filter(|after| *after <= room);
+        let counted = self
+            .used
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, fits);
+        counted.is_ok()
     }
 
     /// Hands a segment to the writer, which deletes it in its time.

@@ -11,10 +11,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::segment::{self, HEADER_LEN, RECORD_LEN, Sealed};
-use super::{Disk, EVICTING_MAX, Shared, unavailable};
-use crate::claims::Claim;
+use super::{Disk, Shared, unavailable};
 use crate::claims::id::{Audience, Place};
-use crate::config::model::WhenFull;
+use crate::claims::{Claim, expiry};
 use crate::error::{Error, Kind};
 use crate::lifecycle::folder;
 
@@ -53,11 +52,8 @@ impl Disk {
 
 impl Upload {
     fn open(shared: &Arc<Shared>) -> io::Result<Self> {
-        let now = SystemTime::now();
-        let number = shared.number(now)?;
-        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        // Rounded up, so that a claim never lives shorter than it should.
-        let expires = (since + shared.ttl).as_secs() + 1;
+        let number = shared.number(SystemTime::now())?;
+        let expires = expiry(shared.ttl);
         let mut file = OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -82,16 +78,7 @@ impl Upload {
 
     /// Counts bytes against the store's limit.
     fn count(&mut self, bytes: usize) -> io::Result<()> {
-        let shared = &self.shared;
-        let room = match shared.full {
-            WhenFull::Refuse => shared.max,
-            WhenFull::Evict => shared.max.saturating_add(EVICTING_MAX),
-        };
-        let fits = |now: u64| now.checked_add(bytes as u64).filter(|after| *after <= room);
-        let counted = shared
-            .used
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, fits);
-        if counted.is_err() {
+        if !self.shared.takes(bytes as u64) {
             return Err(io::Error::other("the claim store is full"));
         }
         self.counted += bytes as u64;

@@ -37,10 +37,8 @@ const AGAIN: [Duration; 3] = [
     Duration::from_millis(200),
 ];
 
-/// How long nobody asks a service that did not answer, unless it says when to come back.
+/// How long nobody asks a service that did not answer.
 const AWAY: Duration = Duration::from_secs(1);
-/// And however long it says: it may have meant one body.
-const AWAY_MAX: Duration = Duration::from_secs(5);
 
 /// Finds a service as it is configured now; a reload changes that.
 pub type Services = Arc<dyn Fn(&str) -> Option<Arc<Upstream>> + Send + Sync>;
@@ -335,18 +333,13 @@ impl Source {
         }
     }
 
-    fn asked(&self, refused: Option<&Error>) {
-        let wait = match refused {
-            Some(error) => match error.kind() {
-                Kind::Deadline | Kind::Unreachable => {
-                    Some(error.retry_after().unwrap_or(AWAY).min(AWAY_MAX))
-                }
-                _ => None,
-            },
-            None => None,
-        };
-        let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
-        *away = wait.map(|wait| Instant::now() + wait);
+    /// Notes whether it did not answer. One that says itself when to come back did.
+    fn asked(&self, unanswered: Option<&Error>) {
+        let silent = |error: &Error| matches!(error.kind(), Kind::Deadline | Kind::Unreachable);
+        let until = unanswered
+            .is_some_and(silent)
+            .then(|| Instant::now() + AWAY);
+        *self.away.lock().unwrap_or_else(PoisonError::into_inner) = until;
     }
 }
 

@@ -1,17 +1,19 @@
 //! A body that is not JSON and is kept as a whole: it goes into the claim as it comes, so that its size costs no memory.
 
-use http::HeaderMap;
+use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
+use http::{HeaderMap, request};
 use http_body_util::BodyExt as _;
 use sha2::{Digest as _, Sha256};
-use tokio::time::{Duration, timeout};
+use tokio::time::{Duration, Instant, timeout};
 
-use super::{BODY_TIMEOUT, Keeping, Publish};
+use super::{BODY_TIMEOUT, Draft, Keeping, Left, Publish};
 use crate::body::Body;
 use crate::claims::Upload;
+use crate::claims::id::Audience;
 use crate::error::{Error, Kind};
 use crate::kafka::producer::PublishError;
-use bytes::{Bytes, BytesMut};
+use crate::pattern::slim::Slimmed;
 
 /// How long a caller may send nothing of a large body.
 const SILENCE: Duration = BODY_TIMEOUT;
@@ -27,6 +29,7 @@ pub(super) enum Content {
 /// A body that lies in a store, which has not promised to keep it yet.
 pub(super) struct Large {
     pub(super) upload: Upload,
+    pub(super) audience: Audience,
     pub(super) digest: [u8; 32],
     pub(super) size: u64,
 }
@@ -49,13 +52,65 @@ impl Content {
 }
 
 impl Publish {
-    /// Takes a body that is not JSON: up to `over` bytes into memory, a larger one into the store.
-    pub(super) async fn take(
+    /// Takes a call's body.
+    pub(super) async fn content(
         &self,
-        keeping: &Keeping,
-        mut body: Body,
-        over: usize,
+        headers: &HeaderMap,
+        body: Body,
+        started: Instant,
     ) -> Result<Content, Error> {
+        match self.takes_large(headers) {
+            // Boxed: rare, and larger than all the rest, which every call pays for.
+            Some((keeping, over)) => Box::pin(self.take(keeping, body, over)).await,
+            None => self.read(body, started).await.map(Content::Read),
+        }
+    }
+
+    /// Where a body goes that is not JSON, and above how many bytes, if the route takes such.
+    pub(super) fn takes_large(&self, headers: &HeaderMap) -> Option<(&Keeping, usize)> {
+        let keeping = self.claim.as_ref()?;
+        let over = keeping.whole_over?;
+        (!is_json(headers)).then_some((keeping, over))
+    }
+
+    /// Finds the key of a call whose body is in a store, and has that keep it.
+    pub(super) async fn draft_of(
+        &self,
+        head: &request::Parts,
+        large: Large,
+    ) -> Result<Draft, Error> {
+        let key = self
+            .plan
+            .key(&Slimmed::default(), &head.headers, head.uri.path());
+        let key = match key {
+            Ok(key) => key,
+            Err(error) => {
+                large.upload.abort().await;
+                return Err(error);
+            }
+        };
+        let Large {
+            upload,
+            audience,
+            digest,
+            size,
+        } = large;
+        let claim = upload.finish(digest, audience).await?;
+        let left = Left {
+            // The whole document (RFC 6901 section 5).
+            cut: vec![String::new()],
+            none: true,
+        };
+        Ok(Draft {
+            key,
+            value: Bytes::new(),
+            claim: Some((claim, left)),
+            saved: usize::try_from(size).unwrap_or(usize::MAX),
+        })
+    }
+
+    /// Takes a body that is not JSON: up to `over` bytes into memory, a larger one into the store.
+    async fn take(&self, keeping: &Keeping, mut body: Body, over: usize) -> Result<Content, Error> {
         let mut first = BytesMut::new();
         while first.len() <= over {
             match self.next(&mut body).await? {
@@ -95,6 +150,7 @@ impl Publish {
         let digest = hash.finalize().into();
         Ok(Content::Large(Box::new(Large {
             upload,
+            audience: keeping.audience,
             digest,
             size,
         })))
@@ -134,7 +190,7 @@ impl Publish {
 }
 
 /// Whether a call's body is JSON, or does not say what it is.
-pub(super) fn is_json(headers: &HeaderMap) -> bool {
+fn is_json(headers: &HeaderMap) -> bool {
     let Some(media_type) = headers.get(CONTENT_TYPE) else {
         return true;
     };

@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use self::answering::Published;
 use self::identity::Key;
-use self::large::{Content, Large};
+use self::large::Content;
 use super::answers::Answers;
 use super::outbox::Outbox;
 use super::prefer;
@@ -33,6 +33,7 @@ use super::refusals::Refusals;
 use super::slim::{Plan, Slimmed};
 use super::validate::{self, Check};
 use crate::body::Body;
+use crate::claims::id::{Audience, audience};
 use crate::claims::{Claim, Stores, Whole};
 use crate::config::model::{ClaimIndex, HeaderRule, Publish as Rule, Survives, Track};
 use crate::error::{Error, Kind, Retry};
@@ -105,6 +106,8 @@ pub struct Publish {
 /// How the route's bodies are kept.
 struct Keeping {
     store: ClaimIndex,
+    /// The topic, as its claims name it.
+    audience: Audience,
     /// The word for the kind of store, and what that outlives.
     told: (&'static str, Option<Survives>),
     /// Bytes above which a body that is not JSON is kept as a whole.
@@ -188,6 +191,7 @@ impl Publish {
             let labels = [("topic", rule.topic.as_str()), ("outcome", outcome)];
             metrics.counter(&names::WAITS, &labels)
         };
+        let audience = audience(&rule.topic);
         Ok(Self {
             route: Arc::from(route),
             way: Way::of(rule),
@@ -199,6 +203,7 @@ impl Publish {
                 let store = sender.claims.store(slim.claim);
                 Keeping {
                     store: slim.claim,
+                    audience,
                     told: store.map_or(("disk", None), |store| (store.kind(), store.survives())),
                     whole_over: slim.whole_over,
                 }
@@ -208,7 +213,7 @@ impl Publish {
             origin: sender.timelines.origin(Some(route), &rule.topic),
             sender: Arc::clone(sender),
             refusals: Refusals::default(),
-            row: sender.worth.publishing(route, &rule.topic),
+            row: sender.worth.publishing(route, (&rule.topic, audience)),
             queued: None,
             meters: Meters {
                 replicated: accepted("replicated"),
@@ -417,20 +422,6 @@ impl Publish {
         }
     }
 
-    /// Takes a call's body.
-    async fn content(
-        &self,
-        headers: &http::HeaderMap,
-        body: Body,
-        started: Instant,
-    ) -> Result<Content, Error> {
-        match self.takes_large(headers) {
-            // Boxed: rare, and larger than all the rest, which every call pays for.
-            Some((keeping, over)) => Box::pin(self.take(keeping, body, over)).await,
-            None => self.read(body, started).await.map(Content::Read),
-        }
-    }
-
     /// Looks up the call's idempotency key; what is refused for it is not kept.
     async fn identified(
         &self,
@@ -493,10 +484,10 @@ impl Publish {
             body,
             digest: cut.digest,
         };
-        let record = (&*self.way.topic, &cut.body[..]);
+        let record = (keeping.audience, &cut.body[..]);
         let claim = self.kept(keeping, &whole, (record, slimming)).await?;
         let left = Left {
-            none: cut.body.is_empty(),
+            none: false,
             cut: cut.fields,
         };
         Ok(Draft {
@@ -512,7 +503,7 @@ impl Publish {
         &self,
         keeping: &Keeping,
         whole: &Whole,
-        (record, slimming): ((&str, &[u8]), Option<Duration>),
+        (record, slimming): ((Audience, &[u8]), Option<Duration>),
     ) -> Result<Claim, Error> {
         let claims = &self.sender.claims;
         let claim = claims.keep(keeping.store, whole, record);
@@ -523,44 +514,6 @@ impl Publish {
         let used = slimming + used + claims.writing_costs(keeping.store);
         self.row.kept_at(used);
         claim
-    }
-
-    /// Where a body goes that is not JSON, and above how many bytes, if the route takes such.
-    fn takes_large(&self, headers: &http::HeaderMap) -> Option<(&Keeping, usize)> {
-        let keeping = self.claim.as_ref()?;
-        let over = keeping.whole_over?;
-        (!large::is_json(headers)).then_some((keeping, over))
-    }
-
-    /// Finds the key of a call whose body is in a store, and has that keep it.
-    async fn draft_of(&self, head: &request::Parts, large: Large) -> Result<Draft, Error> {
-        let key = self
-            .plan
-            .key(&Slimmed::default(), &head.headers, head.uri.path());
-        let key = match key {
-            Ok(key) => key,
-            Err(error) => {
-                large.upload.abort().await;
-                return Err(error);
-            }
-        };
-        let Large {
-            upload,
-            digest,
-            size,
-        } = large;
-        let claim = upload.finish(digest, &self.way.topic).await?;
-        let left = Left {
-            // The whole document (RFC 6901 section 5).
-            cut: vec![String::new()],
-            none: true,
-        };
-        Ok(Draft {
-            key,
-            value: Bytes::new(),
-            claim: Some((claim, left)),
-            saved: usize::try_from(size).unwrap_or(usize::MAX),
-        })
     }
 
     fn message<'a>(
