@@ -55,7 +55,7 @@ pub struct Claim {
 /// Bytes of a body above which it is read part by part.
 const IN_MEMORY: u64 = 1 << 20;
 
-/// A body that comes in parts.
+/// A body that comes in parts. What was taken so far is given up if this is dropped before it is finished.
 #[derive(Debug)]
 pub enum Upload {
     /// Into a folder of this sidecar.
@@ -84,14 +84,6 @@ impl Upload {
         match self {
             Self::Disk(upload) => upload.finish(digest, audience).await,
             Self::Objects(upload) => upload.finish(digest, audience).await,
-        }
-    }
-
-    /// Gives up what was taken so far.
-    pub async fn abort(self) {
-        match self {
-            Self::Disk(upload) => drop(upload),
-            Self::Objects(upload) => upload.abort().await,
         }
     }
 }
@@ -252,14 +244,14 @@ impl Stores {
         Err(away.unwrap_or_else(elsewhere))
     }
 
-    /// Begins a body whose length is not known yet.
+    /// Begins a body whose length is not known yet, of `most` bytes at most.
     ///
     /// # Errors
     /// [`Kind::ClaimStore`] if the store is full or refuses; [`Kind::Internal`] for one that keeps nothing.
-    pub async fn begin(&self, index: ClaimIndex) -> Result<Upload, Error> {
+    pub async fn begin(&self, index: ClaimIndex, most: u64) -> Result<Upload, Error> {
         match self.0.get(index.0) {
             Some(Store::Disk(disk)) => disk.begin().await.map(Upload::Disk),
-            Some(Store::Objects(objects)) => objects.begin().await.map(Upload::Objects),
+            Some(Store::Objects(objects)) => objects.begin(most).await.map(Upload::Objects),
             Some(Store::Origin(_)) | None => Err(Error::new(
                 Kind::Internal,
                 "the route's claim store keeps no bodies",

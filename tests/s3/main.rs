@@ -20,10 +20,13 @@ mod support;
 
 use std::fs;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
-use wayside::claims::Objects;
+use tokio::task::JoinSet;
+use wayside::claims::{Objects, Whole};
 use wayside::config;
 use wayside::config::model::ClaimPlace;
 
@@ -80,6 +83,24 @@ impl Minio {
             "object: s3://claims/kept, ttl: 1h, s3: {{ endpoint: \"http://127.0.0.1:{}\", region: us-east-1, access_key: wayside, secret_key: {secret} }}",
             self.port
         )
+    }
+
+    /// Parts of objects that are not complete, as MinIO has them on disk.
+    fn parts(&self) -> usize {
+        let mut found = 0;
+        let mut left = vec![self.folder.path().join("data/.minio.sys/multipart")];
+        while let Some(path) = left.pop() {
+            for entry in fs::read_dir(&path).into_iter().flatten() {
+                let path = entry.expect("an entry").path();
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                if path.is_dir() {
+                    left.push(path);
+                } else if name.starts_with("part.") && !name.ends_with(".meta") {
+                    found += 1;
+                }
+            }
+        }
+        found
     }
 
     /// Names of the objects, as MinIO has them on disk.
@@ -284,6 +305,25 @@ async fn a_key_that_the_server_does_not_take_is_told_at_the_first_call() {
     assert!(sidecar.stop().await);
 }
 
+/// The bucket as some other sidecar has it open.
+fn opened(store: &str) -> Arc<Objects> {
+    let yaml = format!("service: other\nclaims: {{ any: {{ {store} }} }}\n");
+    let file = tempfile::NamedTempFile::with_suffix(".yaml").expect("a file");
+    fs::write(&file, yaml).expect("written");
+    let loaded = config::load(file.path(), &|_| None).unwrap_or_else(|report| panic!("{report}"));
+    let config = &loaded.config.claims[0];
+    let ClaimPlace::Object(place) = &config.place else {
+        panic!("it is an object store")
+    };
+    Arc::new(Objects::open(config, place).expect("it opens"))
+}
+
+fn whole(body: Vec<u8>) -> Whole {
+    let digest = Sha256::digest(&body).into();
+    let body = body.into();
+    Whole { body, digest }
+}
+
 #[tokio::test]
 async fn what_has_expired_is_deleted_from_the_bucket_by_whoever_looks() {
     let minio = Minio::start().await;
@@ -293,23 +333,48 @@ async fn what_has_expired_is_deleted_from_the_bucket_by_whoever_looks() {
         assert_eq!(send(&sidecar, n).await.status, 202);
     }
     assert!(sidecar.stop().await);
-    let yaml = format!("service: other\nclaims: {{ any: {{ {store} }} }}\n");
-    let (file, _) = tempfile::NamedTempFile::with_suffix(".yaml")
-        .expect("a file")
-        .keep()
-        .map(|(file, path)| (path, file))
-        .expect("kept");
-    fs::write(&file, yaml).expect("written");
-    let loaded = config::load(&file, &|_| None).unwrap_or_else(|report| panic!("{report}"));
-    fs::remove_file(&file).expect("removed");
-    let config = &loaded.config.claims[0];
-    let ClaimPlace::Object(place) = &config.place else {
-        panic!("it is an object store")
-    };
-    let objects = Objects::open(config, place).expect("it opens");
+    let objects = opened(&store);
+    // More than a list has on a page.
+    for first in (0..2_500_u32).step_by(50) {
+        let mut keeping = JoinSet::new();
+        for n in first..first + 50 {
+            let objects = Arc::clone(&objects);
+            keeping.spawn(async move {
+                let body = whole(n.to_be_bytes().to_vec());
+                objects.keep(&body, *b"for whom").await.expect("it is kept");
+            });
+        }
+        keeping.join_all().await;
+    }
     let now = SystemTime::now();
     let deleted = async |hours: u64| objects.sweep(now + Duration::from_secs(hours * 3600)).await;
     assert_eq!(deleted(0).await.expect("MinIO answers"), 0);
-    assert_eq!(deleted(4).await.expect("MinIO answers"), 5);
+    assert_eq!(deleted(4).await.expect("MinIO answers"), 2_505);
     assert_eq!(minio.objects().len(), 1, "the key stays");
+}
+
+#[tokio::test]
+async fn a_large_body_goes_in_parts_and_one_that_breaks_off_leaves_none() {
+    let minio = Minio::start().await;
+    let objects = opened(&minio.store(SECRET));
+    let body: Vec<u8> = (0..20 << 20).map(|n: u32| (n >> 3) as u8).collect();
+    let kept = objects.keep(&whole(body.clone()), *b"for whom").await;
+    let kept = kept.expect("it is kept");
+    assert_eq!(kept.size, 20 << 20);
+    assert_eq!(objects.fetch(&kept.id).await.expect("it is there"), body);
+    let mut upload = objects.begin(1 << 30).await.expect("it begins");
+    for part in body.chunks(100_000) {
+        upload.write(part).await.expect("it is taken");
+    }
+    let claim = upload.finish(whole(body.clone()).digest, *b"for whom");
+    let claim = claim.await.expect("it is kept");
+    assert_eq!(objects.fetch(&claim.id).await.expect("it is there"), body);
+
+    assert_eq!(minio.parts(), 0);
+    let mut upload = objects.begin(1 << 30).await.expect("it begins");
+    upload.write(&body).await.expect("it is taken");
+    assert_eq!(minio.parts(), 2);
+    drop(upload);
+    let gone = async || (minio.parts() == 0).then_some(());
+    eventually("the parts go", LONG, gone).await;
 }

@@ -3,6 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, request};
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Duration, Instant, timeout};
@@ -42,13 +43,6 @@ impl Content {
             Self::Large(large) => large.digest,
         }
     }
-
-    /// Gives up what is in a store: its call was refused, or is another one's repetition.
-    pub(super) async fn abort(self) {
-        if let Self::Large(large) = self {
-            large.upload.abort().await;
-        }
-    }
 }
 
 impl Publish {
@@ -81,14 +75,7 @@ impl Publish {
     ) -> Result<Draft, Error> {
         let key = self
             .plan
-            .key(&Slimmed::default(), &head.headers, head.uri.path());
-        let key = match key {
-            Ok(key) => key,
-            Err(error) => {
-                large.upload.abort().await;
-                return Err(error);
-            }
-        };
+            .key(&Slimmed::default(), &head.headers, head.uri.path())?;
         let Large {
             upload,
             audience,
@@ -120,32 +107,20 @@ impl Publish {
         }
         // Otherwise the bodies of refused calls would fill the store.
         self.may_send(0)?;
-        let mut upload = self.sender.claims.begin(keeping.store).await?;
+        let most = body.size_hint().upper().unwrap_or(self.max_body as u64);
+        let begun = self.sender.claims.begin(keeping.store, most).await;
+        let mut upload = begun?;
         let mut hash = Sha256::new();
         let (mut part, mut size) = (Some(first.freeze()), 0);
-        let broken = loop {
-            let Some(bytes) = part else { break None };
+        while let Some(bytes) = part {
             size += bytes.len() as u64;
             hash.update(&bytes);
-            let taken = match size > self.max_body as u64 {
-                true => Err(Error::new(
-                    Kind::BodyTooLarge,
-                    format!("the body is over the limit of {} bytes", self.max_body),
-                )),
-                false => upload.write(&bytes).await,
-            };
-            let next = match taken {
-                Ok(()) => self.next(&mut body).await,
-                Err(error) => Err(error),
-            };
-            match next {
-                Ok(next) => part = next,
-                Err(error) => break Some(error),
+            if size > self.max_body as u64 {
+                let detail = format!("the body is over the limit of {} bytes", self.max_body);
+                return Err(Error::new(Kind::BodyTooLarge, detail));
             }
-        };
-        if let Some(error) = broken {
-            upload.abort().await;
-            return Err(error);
+            upload.write(&bytes).await?;
+            part = self.next(&mut body).await?;
         }
         let digest = hash.finalize().into();
         Ok(Content::Large(Box::new(Large {

@@ -301,12 +301,11 @@ impl Publish {
         let content = self.content(&head.headers, body, started).await?;
         let answers = self.sender.answers.as_ref();
         let wait = answers.and_then(|_| prefer::wait(&head.headers));
-        let (content, key) = self.identified(&head, content).await?;
+        let key = self.idempotency(&head, &content)?;
         let (id, proof, using) = match key {
             None => (id::new(time), None, None),
             Some(Key::New(id, proof, using)) => (id, Some(proof), Some(using)),
             Some(Key::Used(id, promised)) => {
-                content.abort().await;
                 let accepted = self.accepted(id, promised, None);
                 return Ok(Prepared::Known(Published::new(accepted, wait, permit)));
             }
@@ -422,21 +421,6 @@ impl Publish {
         }
     }
 
-    /// Looks up the call's idempotency key; what is refused for it is not kept.
-    async fn identified(
-        &self,
-        head: &request::Parts,
-        content: Content,
-    ) -> Result<(Content, Option<Key>), Error> {
-        match self.idempotency(head, &content) {
-            Ok(key) => Ok((content, key)),
-            Err(error) => {
-                content.abort().await;
-                Err(error)
-            }
-        }
-    }
-
     async fn read(&self, body: Body, started: Instant) -> Result<Bytes, Error> {
         let max = self.max_body.min(IN_MEMORY_MAX);
         match timeout_at(started + BODY_TIMEOUT, body.read(max)).await {
@@ -453,10 +437,11 @@ impl Publish {
 
     /// Finds the key, slims the body, keeps the whole.
     async fn draft(&self, head: &request::Parts, body: Bytes) -> Result<Draft, Error> {
-        let keyed = || match self.takes_large(&head.headers) {
-            None => self.plan.read(&body, &head.headers, head.uri.path()),
-            // It is small, or it would be kept by now.
-            Some(_) => {
+        // With `whole_over` a body that is not JSON; it is small, or it would be kept by now.
+        let foreign = self.takes_large(&head.headers).is_some();
+        let keyed = || match foreign {
+            false => self.plan.read(&body, &head.headers, head.uri.path()),
+            true => {
                 let slimmed = Slimmed::default();
                 let key = self.plan.key(&slimmed, &head.headers, head.uri.path())?;
                 Ok((slimmed, key))
@@ -464,7 +449,8 @@ impl Publish {
         };
         let measured = self.claim.is_some() && fastrand::u8(..) < MEASURED;
         let before = measured.then(cpu::of_thread);
-        let (slimmed, key) = match &self.check {
+        // No schema judges it, as none judges a large one.
+        let (slimmed, key) = match self.check.as_ref().filter(|_| !foreign) {
             None => keyed()?,
             Some(check) => validate::judge(check.body(&body).await?, keyed())?,
         };

@@ -1,0 +1,161 @@
+//! A body that comes in parts, on its way into a shared place.
+
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use bytes::Bytes;
+use object_store::{MultipartUpload, ObjectStoreExt as _};
+use tokio::runtime::Handle;
+
+use super::place::{PATIENCE, patience};
+use super::{HOUR, Objects, PART_LEN};
+use crate::claims::id::{self, Audience, Object};
+use crate::claims::{Claim, expiry};
+use crate::error::{Error, Kind};
+use crate::lifecycle;
+
+/// Parts of one object, at most (S3).
+const PARTS_MAX: u64 = 10_000;
+
+/// A body that comes in parts. If it is dropped before its end, what the place took so far is given up.
+#[derive(Debug)]
+pub struct Upload {
+    place: Arc<Objects>,
+    /// Until it is complete.
+    upload: Option<Box<dyn MultipartUpload>>,
+    object: Object,
+    /// Bytes of each part but the last: some stores want all alike.
+    part_len: usize,
+    buffer: Vec<u8>,
+}
+
+impl Objects {
+    /// Begins a body of a length that is not known yet, of `most` bytes at most.
+    ///
+    /// # Errors
+    /// [`Kind::ClaimStore`] if the place does not take it.
+    pub async fn begin(self: &Arc<Self>, most: u64) -> Result<Upload, Error> {
+        let name = id::new_key().map_err(|error| {
+            Error::new(Kind::Internal, "the machine gives no random bytes").because(error)
+        })?;
+        let mut object = Object {
+            name,
+            ..self.lasting()
+        };
+        // It may take an hour to come before that costs its claim time.
+        object.hour = object.hour.saturating_add(1);
+        self.upload(object, most).await
+    }
+
+    /// Begins to put an object in parts.
+    pub(super) async fn upload(
+        self: &Arc<Self>,
+        object: Object,
+        most: u64,
+    ) -> Result<Upload, Error> {
+        let path = self.path(&object);
+        let begun = (self.store.put_multipart(&path), PATIENCE);
+        Ok(Upload {
+            upload: Some(self.done("does not take the body", begun).await?),
+            place: Arc::clone(self),
+            object,
+            part_len: part_len(most),
+            buffer: Vec::new(),
+        })
+    }
+}
+
+/// Bytes of a part, so that so many bytes can be put.
+fn part_len(most: u64) -> usize {
+    let needed = most.div_ceil(PARTS_MAX);
+    usize::try_from(needed).unwrap_or(usize::MAX).max(PART_LEN)
+}
+
+impl Upload {
+    /// Takes the next bytes of the body.
+    ///
+    /// # Errors
+    /// [`Kind::ClaimStore`] if the place does not take them in time.
+    pub async fn write(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
+        self.object.length += bytes.len() as u64;
+        while !bytes.is_empty() {
+            let fits = bytes.len().min(self.part_len - self.buffer.len());
+            let (now, later) = bytes.split_at(fits);
+            self.buffer.extend_from_slice(now);
+            if self.buffer.len() == self.part_len {
+                self.flush().await?;
+            }
+            bytes = later;
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Result<(), Error> {
+        let bytes = Bytes::from(std::mem::take(&mut self.buffer));
+        let patience = patience(bytes.len() as u64);
+        let put = open(self.upload.as_mut())?.put_part(bytes.into());
+        self.place
+            .done("does not take the body", (put, patience))
+            .await
+    }
+
+    /// Keeps the body; when this returns, the place has it.
+    ///
+    /// # Errors
+    /// As [`Upload::write`].
+    pub async fn finish(mut self, digest: [u8; 32], audience: Audience) -> Result<Claim, Error> {
+        if !self.buffer.is_empty() {
+            self.flush().await?;
+        }
+        let completed = open(self.upload.as_mut())?.complete();
+        let completed = (completed, patience(self.object.length));
+        self.place.done("does not take the body", completed).await?;
+        self.upload = None;
+        let object = Object {
+            audience,
+            expires: expiry(self.place.ttl).min(u64::from(self.object.hour) * HOUR),
+            ..self.object
+        };
+        let signer = self.place.signer().await?;
+        Ok(Claim {
+            id: signer.sign_object(&object),
+            digest,
+            size: object.length,
+            expires: UNIX_EPOCH + Duration::from_secs(object.expires),
+        })
+    }
+}
+
+fn open(
+    upload: Option<&mut Box<dyn MultipartUpload>>,
+) -> Result<&mut Box<dyn MultipartUpload>, Error> {
+    upload.ok_or_else(|| Error::new(Kind::Internal, "the body is complete already"))
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let (Some(mut upload), Ok(runtime)) = (self.upload.take(), Handle::try_current()) else {
+            return;
+        };
+        let place = Arc::clone(&self.place);
+        lifecycle::spawn(&runtime, "claim", async move {
+            let aborted = (upload.abort(), PATIENCE);
+            if let Err(error) = place.done("does not give up a body", aborted).await {
+                let store = &place.name;
+                tracing::warn!(store, %error, "parts of a body that broke off are left for the place to collect");
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_of_any_size_that_a_bucket_takes_fits_into_its_parts() {
+        assert_eq!(part_len(0), PART_LEN);
+        assert_eq!(part_len(80 << 30), 8_589_935);
+        assert!(part_len(5 << 40) as u64 * PARTS_MAX >= 5 << 40);
+    }
+}
