@@ -17,13 +17,14 @@ use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::timeout;
 
 use crate::body::Body;
 use crate::claims::id::{self, Audience, KEY_LEN, Place, Said, Signer};
@@ -31,7 +32,7 @@ use crate::claims::parts;
 use crate::claims::{Claim, Whole};
 use segment::{Machine, Real, Sealed};
 pub(super) use upload::Upload;
-use writer::{Ask, Writer};
+use writer::{Ask, Asked, Writer};
 
 use crate::config::model::{ClaimFolder, ClaimStore, Survives, WhenFull};
 use crate::error::{Error, Kind};
@@ -41,6 +42,8 @@ use crate::lifecycle::{self, folder};
 const QUEUE_MAX: usize = 1024;
 /// Bytes that may wait beside a full store until what is evicted has made room for them.
 const EVICTING_MAX: u64 = 64 << 20;
+/// How long a body waits for that.
+const ROOM: Duration = Duration::from_secs(5);
 /// When a caller may come back after a full store or a failed disk.
 const AFTER: Duration = Duration::from_secs(1);
 
@@ -49,11 +52,14 @@ const AFTER: Duration = Duration::from_secs(1);
 pub struct Disk {
     shared: Arc<Shared>,
     survives: Survives,
-    queue: Option<SyncSender<Ask>>,
+    queue: Option<Arc<Queue>>,
     writer: Option<JoinHandle<()>>,
     /// Held as long as the store is: another process must not write here.
     _lock: File,
 }
+
+/// What waits for the writer.
+type Queue = SyncSender<Asked>;
 
 /// What readers and the writer both need.
 struct Shared {
@@ -67,6 +73,8 @@ struct Shared {
     used: AtomicU64,
     /// Bytes that went before their time.
     evicted: AtomicU64,
+    /// Tells those who wait for room that there is some.
+    freed: Notify,
     /// The lowest number that a new segment may have.
     next: AtomicU64,
     /// Segments that were written beside the writer, which it is to delete in their time.
@@ -110,6 +118,7 @@ impl Disk {
             full: place.full,
             used,
             evicted: AtomicU64::new(0),
+            freed: Notify::new(),
             next: AtomicU64::new(segment::next_after(&sealed)),
             beside: Mutex::default(),
             kept: AtomicU64::new(0),
@@ -124,7 +133,7 @@ impl Disk {
         Ok(Self {
             shared,
             survives: place.survives,
-            queue: Some(queue),
+            queue: Some(Arc::new(queue)),
             writer: Some(writer),
             _lock: lock,
         })
@@ -142,29 +151,32 @@ impl Disk {
                 "a claim cannot be larger than 4 GiB",
             ));
         }
-        let Shared {
-            name, used, max, ..
-        } = &*self.shared;
-        if needed > *max || !self.shared.takes(needed) {
+        let Shared { name, .. } = &*self.shared;
+        if !self.shared.room(needed, &self.writer_queue()).await {
             return Err(unavailable(format!("the claim store {name} is full")));
         }
         let (reply, kept) = oneshot::channel();
         let asked = self.queue.as_ref().map(|queue| {
-            queue.try_send(Ask {
+            queue.try_send(Asked::Keep(Ask {
                 body: whole.body.clone(),
                 digest: whole.digest,
                 audience,
                 reply,
-            })
+            }))
         });
         if !matches!(asked, Some(Ok(()))) {
-            used.fetch_sub(needed, Ordering::AcqRel);
+            self.shared.frees(needed);
             return Err(unavailable(format!(
                 "too many bodies wait for the claim store {name}"
             )));
         }
         let gone = |_| Err(unavailable(format!("the claim store {name} has stopped")));
         kept.await.unwrap_or_else(gone)
+    }
+
+    /// For those who may live longer than the store: its thread ends when nobody can ask it any more.
+    fn writer_queue(&self) -> Weak<Queue> {
+        self.queue.as_ref().map(Arc::downgrade).unwrap_or_default()
     }
 
     /// Reads a claim's body. Blocks on the disk; [`Disk::fetch`] does not.
@@ -294,18 +306,54 @@ impl Shared {
         taken.map_err(|_| io::Error::other("the claim folder has no number left for a segment"))
     }
 
+    /// Counts bytes when there is room for them: in a store that may evict, that is made.
+    async fn room(&self, bytes: u64, writer: &Weak<Queue>) -> bool {
+        if self.takes(bytes) {
+            return true;
+        }
+        if self.full == WhenFull::Refuse || bytes > self.max {
+            return false;
+        }
+        let waiting = async {
+            loop {
+                let freed = self.freed.notified();
+                tokio::pin!(freed);
+                freed.as_mut().enable();
+                if self.takes(bytes) {
+                    return;
+                }
+                // If its queue is full, it makes room without being asked.
+                if let Some(writer) = writer.upgrade() {
+                    writer.try_send(Asked::Room).ok();
+                }
+                freed.await;
+            }
+        };
+        timeout(ROOM, waiting).await.is_ok()
+    }
+
     /// Counts bytes if there is room for them. What is evicted for a body leaves that at the latest when its turn to be
     /// written comes.
     fn takes(&self, bytes: u64) -> bool {
-        let room = match self.full {
-            WhenFull::Refuse => self.max,
-            WhenFull::Evict => self.max.saturating_add(EVICTING_MAX),
+        let fits = |now: u64| {
+            let after = now.checked_add(bytes).filter(|_| bytes <= self.max)?;
+            let fits = match self.full {
+                WhenFull::Refuse => after <= self.max,
+                // One that is larger than what may wait comes alone.
+                WhenFull::Evict => now <= self.max || after - self.max <= EVICTING_MAX,
+            };
+            fits.then_some(after)
         };
-        let fits = |now: u64| now.checked_add(bytes).filter(|after| *after <= room);
         let counted = self
             .used
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, fits);
         counted.is_ok()
+    }
+
+    /// Counts bytes no more.
+    fn frees(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::AcqRel);
+        self.freed.notify_waiters();
     }
 
     /// Hands a segment to the writer, which deletes it in its time.

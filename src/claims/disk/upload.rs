@@ -6,12 +6,12 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::path::Path;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::segment::{self, HEADER_LEN, RECORD_LEN, Sealed};
-use super::{Disk, Shared, unavailable};
+use super::{Disk, Queue, Shared, unavailable};
 use crate::claims::id::{Audience, Place};
 use crate::claims::{Claim, expiry};
 use crate::error::{Error, Kind};
@@ -26,9 +26,8 @@ const BODY_MAX: u64 = u32::MAX as u64 - (HEADER_LEN + RECORD_LEN) as u64;
 #[derive(Debug)]
 pub struct Upload {
     shared: Arc<Shared>,
+    writer: Weak<Queue>,
     number: u64,
-    /// Seconds since 1970 until which its claim is served.
-    expires: u64,
     file: Option<File>,
     buffer: Vec<u8>,
     body: u64,
@@ -43,43 +42,33 @@ impl Disk {
     /// # Errors
     /// [`Kind::ClaimStore`] if the store is full or its disk refuses.
     pub async fn begin(&self) -> Result<Upload, Error> {
-        let shared = Arc::clone(&self.shared);
-        let begun = tokio::task::spawn_blocking(move || Upload::open(&shared)).await;
-        let begun = begun.unwrap_or_else(|cause| Err(io::Error::other(cause)));
-        begun.map_err(|error| refused(&self.shared, &error))
-    }
-}
-
-impl Upload {
-    fn open(shared: &Arc<Shared>) -> io::Result<Self> {
-        let number = shared.number(SystemTime::now())?;
-        let expires = expiry(shared.ttl);
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(segment::path(&shared.folder, number))?;
-        let mut upload = Self {
-            shared: Arc::clone(shared),
-            number,
-            expires,
+        let number = self.shared.number(SystemTime::now());
+        let mut upload = Upload {
+            number: number.map_err(|error| refused(&self.shared, &error))?,
+            shared: Arc::clone(&self.shared),
+            writer: self.writer_queue(),
             file: None,
             buffer: Vec::new(),
             body: 0,
             counted: 0,
             finished: false,
         };
-        upload.count(HEADER_LEN + RECORD_LEN)?;
-        file.write_all(&segment::header(number, expires + 2))?;
-        file.write_all(&[0; RECORD_LEN])?;
-        upload.file = Some(file);
+        upload.count(HEADER_LEN + RECORD_LEN).await?;
+        let (folder, number) = (self.shared.folder.clone(), upload.number);
+        let ends = expiry(self.shared.ttl) + 2;
+        let opening = tokio::task::spawn_blocking(move || open(&folder, number, ends)).await;
+        let opened = opening.unwrap_or_else(|cause| Err(io::Error::other(cause)));
+        upload.file = Some(opened.map_err(|error| refused(&self.shared, &error))?);
         Ok(upload)
     }
+}
 
+impl Upload {
     /// Counts bytes against the store's limit.
-    fn count(&mut self, bytes: usize) -> io::Result<()> {
-        if !self.shared.takes(bytes as u64) {
-            return Err(io::Error::other("the claim store is full"));
+    async fn count(&mut self, bytes: usize) -> Result<(), Error> {
+        if !self.shared.room(bytes as u64, &self.writer).await {
+            let full = io::Error::other("the claim store is full");
+            return Err(refused(&self.shared, &full));
         }
         self.counted += bytes as u64;
         Ok(())
@@ -104,8 +93,7 @@ impl Upload {
 
     async fn flush(&mut self) -> Result<(), Error> {
         let bytes = std::mem::take(&mut self.buffer);
-        let counted = self.count(bytes.len());
-        counted.map_err(|error| refused(&self.shared, &error))?;
+        self.count(bytes.len()).await?;
         self.on_file(move |file| file.write_all(&bytes)).await
     }
 
@@ -130,8 +118,12 @@ impl Upload {
     pub async fn finish(mut self, digest: [u8; 32], audience: Audience) -> Result<Claim, Error> {
         self.flush().await?;
         let length = u32::try_from(self.body).unwrap_or(u32::MAX);
-        let path = self.shared.folder.clone();
+        let (number, path) = (self.number, self.shared.folder.clone());
+        // Its time begins now, however long it took to come.
+        let expires = expiry(self.shared.ttl);
+        let ends = expires + 2;
         self.on_file(move |file| {
+            file.write_all_at(&segment::header(number, ends), 0)?;
             file.write_all_at(&segment::record(length, &digest), HEADER_LEN as u64)?;
             file.sync_data()?;
             folder::sync(&path)
@@ -139,22 +131,22 @@ impl Upload {
         .await?;
         self.finished = true;
         self.shared.sealed(Sealed {
-            number: self.number,
+            number,
             len: self.counted,
-            ends: self.expires + 2,
+            ends,
         });
         let place = Place {
             audience,
-            segment: self.number,
+            segment: number,
             offset: HEADER_LEN as u32,
             length,
-            expires: self.expires,
+            expires,
         };
         Ok(Claim {
             id: self.shared.signer.sign(&place),
             digest,
             size: self.body,
-            expires: UNIX_EPOCH + Duration::from_secs(self.expires),
+            expires: UNIX_EPOCH + Duration::from_secs(expires),
         })
     }
 }
@@ -164,7 +156,7 @@ impl Drop for Upload {
         if self.finished {
             return;
         }
-        self.shared.used.fetch_sub(self.counted, Ordering::AcqRel);
+        self.shared.frees(self.counted);
         let path = segment::path(&self.shared.folder, self.number);
         if let Err(error) = fs::remove_file(path)
             && error.kind() != io::ErrorKind::NotFound
@@ -173,6 +165,18 @@ impl Drop for Upload {
             tracing::warn!(store, %error, "a body that broke off is not deleted yet");
         }
     }
+}
+
+/// Makes its segment, with room for what is only known at its end.
+fn open(folder: &Path, number: u64, ends: u64) -> io::Result<File> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(segment::path(folder, number))?;
+    file.write_all(&segment::header(number, ends))?;
+    file.write_all(&[0; RECORD_LEN])?;
+    Ok(file)
 }
 
 fn refused(shared: &Shared, error: &io::Error) -> Error {

@@ -30,6 +30,14 @@ const SWEEP_MAX: Duration = Duration::from_secs(60);
 /// Shortest one, so that a file that cannot be deleted does not keep the thread busy.
 const SWEEP_MIN: Duration = Duration::from_secs(1);
 
+/// What the thread is asked.
+pub(super) enum Asked {
+    /// To keep a body.
+    Keep(Ask),
+    /// To make room, if the store may evict.
+    Room,
+}
+
 /// A body to keep.
 pub(super) struct Ask {
     pub(super) body: Bytes,
@@ -85,7 +93,7 @@ impl Writer {
     }
 
     /// Works until the store is dropped.
-    pub(super) fn run(mut self, asked: &Receiver<Ask>) {
+    pub(super) fn run(mut self, asked: &Receiver<Asked>) {
         loop {
             self.sweep();
             // What came in parts is counted beside this thread.
@@ -95,7 +103,7 @@ impl Writer {
                 tracing::error!(store, %error, "the claim store is full, and evicts nothing");
             }
             match asked.recv_timeout(self.idle()) {
-                Ok(first) => {
+                Ok(Asked::Keep(first)) => {
                     let group = collect(first, asked);
                     let count = group.len() as u64;
                     self.commit(group);
@@ -104,7 +112,7 @@ impl Writer {
                     let used = u64::try_from(used).unwrap_or(u64::MAX);
                     self.shared.used_ns.store(used, Ordering::Relaxed);
                 }
-                Err(RecvTimeoutError::Timeout) => {}
+                Ok(Asked::Room) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
@@ -115,15 +123,19 @@ impl Writer {
         while !group.is_empty() {
             let now = self.machine.now();
             let part: Vec<Ask> = group.drain(..self.fitting(&group, now)).collect();
+            let before = self
+                .open
+                .as_ref()
+                .map_or(HEADER_LEN as u64, |open| open.len);
             if let Err(error) = self.make_room(now) {
-                self.refuse(part, &error);
+                self.refuse(part, before, &error);
                 continue;
             }
             // Rounded up, so that a claim never lives shorter than it should.
             let expires = seconds(now + self.shared.ttl + Duration::from_nanos(999_999_999));
             match self.write(&part, now) {
                 Ok(places) => self.promise(part, &places, expires),
-                Err(error) => self.refuse(part, &error),
+                Err(error) => self.refuse(part, before, &error),
             }
         }
     }
@@ -227,15 +239,16 @@ impl Writer {
         }
     }
 
-    /// Poisons the segment and tells the callers.
-    fn refuse(&mut self, part: Vec<Ask>, error: &io::Error) {
+    /// Poisons the segment, which had so many bytes before, and tells the callers.
+    fn refuse(&mut self, part: Vec<Ask>, before: u64, error: &io::Error) {
         let store = &self.shared.name;
         tracing::error!(store, %error, bodies = part.len(), "claims not kept, segment abandoned");
         let asked: u64 = part.iter().map(Ask::len).sum();
         match self.open.take() {
             Some(open) if open.promised => {
-                // What of the group reached the file is unknown, so all of it counts until the file is deleted.
+                // What of the group reached the file is unknown: all that was tried counts until the file is deleted.
                 let written = open.len;
+                self.shared.frees(asked - (written - before));
                 self.sealed.push(open.into());
                 tracing::debug!(
                     store,
@@ -245,7 +258,7 @@ impl Writer {
             }
             Some(open) => {
                 // Nothing was ever promised from it: a full disk must not fill up with empty files as well.
-                self.shared.used.fetch_sub(asked, Ordering::AcqRel);
+                self.shared.frees(asked);
                 self.sealed.push(Sealed {
                     number: open.number,
                     len: HEADER_LEN as u64,
@@ -253,7 +266,7 @@ impl Writer {
                 });
             }
             None => {
-                self.shared.used.fetch_sub(asked, Ordering::AcqRel);
+                self.shared.frees(asked);
             }
         }
         for ask in part {
@@ -299,7 +312,7 @@ impl Writer {
             _ => {}
         }
         self.sealed.swap_remove(index);
-        shared.used.fetch_sub(sealed.len, Ordering::AcqRel);
+        shared.frees(sealed.len);
         if seconds(now) < sealed.ends {
             shared.evicted.fetch_add(sealed.len, Ordering::AcqRel);
             let left = Duration::from_secs(sealed.ends - seconds(now));
@@ -336,7 +349,7 @@ impl Writer {
                     true
                 }
                 _ => {
-                    shared.used.fetch_sub(sealed.len, Ordering::AcqRel);
+                    shared.frees(sealed.len);
                     false
                 }
             }
@@ -370,13 +383,18 @@ impl From<Open> for Sealed {
 }
 
 /// Takes what waits, up to the limits of a group.
-fn collect(first: Ask, asked: &Receiver<Ask>) -> Vec<Ask> {
+fn collect(first: Ask, asked: &Receiver<Asked>) -> Vec<Ask> {
     let mut bytes = first.len();
     let mut group = vec![first];
     while group.len() < GROUP_MAX && bytes < GROUP_BYTES_MAX {
-        let Ok(ask) = asked.try_recv() else { break };
-        bytes += ask.len();
-        group.push(ask);
+        match asked.try_recv() {
+            Ok(Asked::Keep(ask)) => {
+                bytes += ask.len();
+                group.push(ask);
+            }
+            Ok(Asked::Room) => {}
+            Err(_) => break,
+        }
     }
     group
 }

@@ -39,3 +39,27 @@ async fn a_full_store_that_may_evict_lets_the_oldest_go_and_says_so() {
     drop(disk);
     assert_eq!(there(&open()).await, left);
 }
+
+#[tokio::test]
+async fn a_body_that_comes_faster_than_it_is_evicted_for_waits_for_room() {
+    const LARGE: usize = 70 << 20;
+    let folder = folder();
+    let (store, mut place) = config(&folder, 80 << 20);
+    place.full = WhenFull::Evict;
+    let disk = Disk::open(&store, &place, "orders").expect("the store opens");
+    // The second is over what may wait beside a full store.
+    for n in 0..2 {
+        keep(&disk, vec![n; LARGE]).await.unwrap();
+    }
+    let part = vec![7; 1 << 20];
+    let mut digest = Sha256::new();
+    let mut upload = disk.begin().await.unwrap();
+    for _ in 0..70 {
+        upload.write(&part).await.unwrap();
+        digest.update(&part);
+    }
+    let claim = upload.finish(digest.finalize().into(), *b"for whom").await;
+    let body = disk.fetch(&claim.unwrap().id).await.unwrap();
+    assert!(body.len() == LARGE && body.iter().all(|byte| *byte == 7));
+    assert!(disk.evicted() >= 2 * LARGE as u64, "{}", disk.evicted());
+}

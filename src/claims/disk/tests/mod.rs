@@ -1,6 +1,7 @@
 //! A store that is closed, damaged, full, and out of luck with its disk.
 
 mod evicting;
+mod strange;
 
 use std::collections::VecDeque;
 use std::fs::OpenOptions;
@@ -502,6 +503,46 @@ async fn a_segment_is_not_trusted_again_after_an_error_but_its_promises_hold() {
     }
 }
 
+/// What a store asks its thread for a body, whose bytes it counts first.
+fn counted(store: &Disk, body: Bytes) -> (Ask, oneshot::Receiver<Result<Claim, Error>>) {
+    let (reply, kept) = oneshot::channel();
+    let digest = Sha256::digest(&body).into();
+    let ask = Ask {
+        audience: *b"for whom",
+        body,
+        digest,
+        reply,
+    };
+    assert!(
+        store
+            .shared
+            .takes(segment::RECORD_LEN as u64 + ask.body.len() as u64)
+    );
+    (ask, kept)
+}
+
+#[test]
+fn bytes_of_a_group_that_was_not_written_count_no_longer_than_its_file() {
+    let (folder, script) = (folder(), Script::new());
+    let store = script.open(&folder);
+    let (shared, machine) = (Arc::clone(&store.shared), Box::new(script.clone()));
+    let mut writer = Writer::new(shared, machine, Vec::new());
+    let large = || counted(&store, Bytes::from(vec![1; 300 << 10]));
+    let (first, mut kept) = large();
+    writer.commit(vec![first]);
+    assert!(kept.try_recv().unwrap().is_ok());
+    // The first append of the second group fails: its second body is not even tried.
+    script.play(&[("append", false)]);
+    let ((second, mut one), (third, mut other)) = (large(), large());
+    writer.commit(vec![second, third]);
+    for refused in [&mut one, &mut other] {
+        assert_eq!(kind(refused.try_recv().unwrap()), Kind::ClaimStore);
+    }
+    script.advance(TTL * 2);
+    writer.sweep();
+    assert_eq!((segments(&folder).len(), store.used()), (0, 0));
+}
+
 #[test]
 fn a_store_that_nobody_uses_deletes_its_last_segment_too() {
     let (folder, script) = (folder(), Script::new());
@@ -511,19 +552,8 @@ fn a_store_that_nobody_uses_deletes_its_last_segment_too() {
         Box::new(script.clone()),
         Vec::new(),
     );
-    let (reply, mut kept) = tokio::sync::oneshot::channel();
-    let body = Bytes::from_static(b"the last one");
-    let digest = Sha256::digest(&body).into();
-    store
-        .shared
-        .used
-        .fetch_add((segment::RECORD_LEN + body.len()) as u64, Ordering::SeqCst);
-    writer.commit(vec![Ask {
-        audience: *b"for whom",
-        body,
-        digest,
-        reply,
-    }]);
+    let (ask, mut kept) = counted(&store, Bytes::from_static(b"the last one"));
+    writer.commit(vec![ask]);
     assert!(kept.try_recv().unwrap().is_ok());
     assert_eq!(
         writer.idle(),
@@ -537,45 +567,4 @@ fn a_store_that_nobody_uses_deletes_its_last_segment_too() {
     script.advance(TTL + Duration::from_secs(2));
     writer.sweep();
     assert_eq!((segments(&folder).len(), store.used()), (0, 0));
-}
-
-#[tokio::test]
-async fn what_only_has_the_name_of_a_segment_keeps_no_store_from_opening() {
-    let folder = folder();
-    let bodies = folder.path().join("bodies");
-    fs::create_dir_all(bodies.join("0000000000000001.claims")).unwrap();
-    std::os::unix::fs::symlink("nowhere", bodies.join("0000000000000002.claims")).unwrap();
-    let script = Script::new();
-    let store = script.open(&folder);
-    assert_eq!(store.used(), 0);
-    keep(&store, "kept").await.unwrap();
-    drop(store);
-    script.advance(TTL * 3);
-    drop(script.open(&folder));
-    assert!(
-        bodies.join("0000000000000001.claims").is_dir(),
-        "not ours to delete"
-    );
-}
-
-#[tokio::test]
-async fn a_segment_with_the_highest_number_of_all_does_not_end_the_counting() {
-    let folder = folder();
-    fs::create_dir_all(folder.path().join("bodies")).unwrap();
-    fs::write(folder.path().join("bodies/ffffffffffffffff.claims"), "").unwrap();
-    let store = open(&folder);
-    let claim = keep(&store, "kept").await.unwrap();
-    assert_eq!(store.fetch(&claim.id).await.unwrap(), "kept");
-}
-
-#[test]
-fn a_segment_that_cannot_be_read_is_named_in_the_error() {
-    let error = segment::Sealed::look(Path::new("/nowhere/0000000000000001.claims"), 1, TTL);
-    let error = error.expect_err("it is not there");
-    assert!(
-        error
-            .to_string()
-            .starts_with("/nowhere/0000000000000001.claims: "),
-        "{error}"
-    );
 }
