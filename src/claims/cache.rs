@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use quick_cache::Weighter;
 use quick_cache::sync::{Cache as Inner, DefaultLifecycle};
+use quick_cache::{OptionsBuilder, Weighter};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
@@ -64,14 +64,16 @@ pub struct Had {
 impl Cache {
     /// Holds up to `max` bytes of bodies; with none, only those who ask at the same time share an answer.
     pub fn new(max: usize) -> Self {
-        let entries = (max / (16 << 10)).clamp(64, 1 << 20);
-        Self(Inner::with(
-            entries,
-            max as u64,
-            Weight,
-            Default::default(),
-            DefaultLifecycle::default(),
-        ))
+        let options = OptionsBuilder::new()
+            .estimated_items_capacity((max / (16 << 10)).clamp(64, 1 << 20))
+            .weight_capacity(max as u64)
+            // Each shard has its share, which a body must fit into; whoever asks has crossed a network anyway.
+            .shards(1)
+            .build()
+            .expect("both capacities are set");
+        let lifecycle = DefaultLifecycle::default();
+        let inner = Inner::with_options(options, Weight, Default::default(), lifecycle);
+        Self(inner)
     }
 
     /// The body of a reference, fetched only if nobody did a moment ago or is at it. If whoever fetches gives up, the next

@@ -4,9 +4,11 @@
 //! that a record can lead nowhere but where the reader's config says; and the answer must have the digest of what was
 //! sent, so that a body which has changed since is never taken for it.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::time::{Duration, UNIX_EPOCH};
 
-use serde_json::Value;
+use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 use super::id::{self, Audience, Said};
@@ -68,23 +70,20 @@ impl Origin {
     /// [`Kind::BadRequest`] if the slim body has not the fields.
     pub fn path(&self, slim: &[u8]) -> Result<String, Error> {
         let refuse = |detail| Error::new(Kind::BadRequest, detail);
-        let value: Value = serde_json::from_slice(slim)
+        let value: &RawValue = serde_json::from_slice(slim)
             .map_err(|cause| refuse("the slim body is not JSON".to_owned()).because(cause))?;
         let mut path = String::new();
         for part in &self.template.parts {
             match part {
                 TemplatePart::Text(text) => path.push_str(text),
                 TemplatePart::Field(pointer) => {
-                    let text = match value.pointer(&pointer.to_string()) {
-                        Some(Value::String(text)) if !text.is_empty() => text.clone(),
-                        Some(scalar @ (Value::Number(_) | Value::Bool(_))) => scalar.to_string(),
-                        _ => {
-                            let detail = format!(
-                                "the body has no text or number at {pointer}, of which `claims` makes the address to have it back from"
-                            );
-                            return Err(refuse(detail));
-                        }
-                    };
+                    let text = at(value, &pointer.0).and_then(scalar);
+                    let text = text.ok_or_else(|| {
+                        let detail = format!(
+                            "the body has no text or number at {pointer}, of which `claims` makes the address to have it back from"
+                        );
+                        refuse(detail)
+                    })?;
                     encode(&mut path, &text);
                 }
             }
@@ -131,6 +130,39 @@ impl Origin {
             ends = next;
         }
         ends.last() == Some(&bytes.len())
+    }
+}
+
+/// The value that a pointer leads to (RFC 6901).
+fn at<'v>(value: &'v RawValue, pointer: &[String]) -> Option<&'v RawValue> {
+    let Some((token, rest)) = pointer.split_first() else {
+        return Some(value);
+    };
+    let next = match value.get().as_bytes().first()? {
+        b'{' => {
+            let mut members: HashMap<Cow<'_, str>, &RawValue> =
+                serde_json::from_str(value.get()).ok()?;
+            members.remove(token.as_str())?
+        }
+        b'[' => {
+            let elements: Vec<&RawValue> = serde_json::from_str(value.get()).ok()?;
+            *elements.get(token.parse::<usize>().ok()?)?
+        }
+        _ => return None,
+    };
+    at(next, rest)
+}
+
+/// The text of a string, or of a number or truth value as it is written: a number may be larger than any type of ours.
+fn scalar(value: &RawValue) -> Option<String> {
+    let text = value.get();
+    match text.as_bytes().first()? {
+        b'"' => {
+            let text: String = serde_json::from_str(text).ok()?;
+            (!text.is_empty()).then_some(text)
+        }
+        b'{' | b'[' | b'n' => None,
+        _ => Some(text.to_owned()),
     }
 }
 
@@ -189,6 +221,11 @@ mod tests {
             ),
             ("17", "/orders/17?full=1&n=7"),
             ("true", "/orders/true?full=1&n=7"),
+            (
+                "123456789012345678901234567890",
+                "/orders/123456789012345678901234567890?full=1&n=7",
+            ),
+            ("1.10", "/orders/1.10?full=1&n=7"),
         ] {
             let made = path(&format!(r#"{{"id":{id},"n":7}}"#));
             assert_eq!(made.as_deref(), Ok(expected));
