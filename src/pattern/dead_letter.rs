@@ -73,6 +73,15 @@ enum Cut {
     Value,
 }
 
+/// What a letter has of a slim message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// Its whole body.
+    Complete,
+    /// What the record had, or less.
+    AsReceived,
+}
+
 /// Writes a message to the dead letters and waits for the broker's acknowledgement. A slim message goes with its whole
 /// body if that was had: it must be complete when its claim is gone, and be put back so. What is too large with its reason
 /// goes without the call's headers, or in the end without its value, and says so in [`CUT`]: a lane must not wait for
@@ -85,7 +94,7 @@ pub async fn send(
     topic: &str,
     (received, whole): (&Received, Option<&Bytes>),
     obituary: &Obituary<'_>,
-) -> Result<Ack, PublishError> {
+) -> Result<Written, PublishError> {
     if let Some(whole) = whole {
         let complete = Received {
             value: whole.clone(),
@@ -101,16 +110,17 @@ pub async fn send(
         };
         match write(producer, topic, &complete, (obituary, Cut::Nothing)).await {
             Err(PublishError::TooLarge) => {}
-            settled => return settled,
+            settled => return settled.map(|_| Written::Complete),
         }
     }
     for cut in [Cut::Nothing, Cut::CallHeaders] {
         match write(producer, topic, received, (obituary, cut)).await {
             Err(PublishError::TooLarge) => {}
-            settled => return settled,
+            settled => return settled.map(|_| Written::AsReceived),
         }
     }
-    write(producer, topic, received, (obituary, Cut::Value)).await
+    let least = write(producer, topic, received, (obituary, Cut::Value)).await;
+    least.map(|_| Written::AsReceived)
 }
 
 /// Whether a header tells that a record is slim.

@@ -2,6 +2,7 @@
 //! answer a verdict.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -79,6 +80,8 @@ pub struct Attempt<'a> {
     pub number: u32,
     /// Its span, if the message's trace is recorded.
     pub span: Option<&'a Open>,
+    /// Becomes true when the app is about to be asked: up to then the attempt may be broken off.
+    pub asked: &'a AtomicBool,
 }
 
 /// What came of one attempt.
@@ -112,6 +115,7 @@ impl Deliver {
             Ok(request) => request,
             Err(error) => return unmade(verdict::of_record(&error), error),
         };
+        attempt.asked.store(true, Ordering::Relaxed);
         let call = Box::new(Call {
             started: tokio::time::Instant::now(),
             trace: trace.clone(),

@@ -156,6 +156,20 @@ async fn an_origin_that_hangs_holds_up_nobody_elses_messages() {
 }
 
 #[tokio::test]
+async fn a_claim_that_does_not_come_holds_up_no_drain() {
+    let orders = Orders::start("origin", "1h").await;
+    orders.publish(&order(1)).await;
+    let api = App::by(|_| Answer::hang()).await;
+    let app = App::agreeable().await;
+    let receiver = asking(&api, &app, &orders.topic, &["hydrate: eager"]).await;
+    seen(&api, 1).await;
+    // A fetch may take longer than the drain has.
+    assert_eq!(receiver.stop_saying().await, [""; 0]);
+    assert_eq!(app.count(), 0);
+    assert!(orders.sidecar.stop().await);
+}
+
+#[tokio::test]
 async fn what_can_not_be_fetched_goes_slim_or_to_the_dead_letters_if_the_subscription_says_so() {
     let orders = Orders::start("disk", "1h").await;
     orders.publish(&order(1)).await;

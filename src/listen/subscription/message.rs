@@ -1,9 +1,9 @@
 //! One message on its way to its final verdict.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, SemaphorePermit};
 use tokio::time::{Instant, sleep};
 
@@ -17,7 +17,7 @@ use crate::kafka::record::{self, Position};
 use crate::lifecycle;
 use crate::listen::head;
 use crate::messages::{Answer, Event, What};
-use crate::pattern::dead_letter::{self, Obituary};
+use crate::pattern::dead_letter::{self, Obituary, Written};
 use crate::pattern::deliver::{Attempt, Attempted, Delivery};
 use crate::pattern::retry;
 use crate::pattern::verdict::Verdict;
@@ -234,7 +234,7 @@ impl Subscription {
         self.gate.shut()
     }
 
-    /// One attempt, when its turn has come. Once begun it may finish. For a partition that is being taken away nothing
+    /// One attempt, when its turn has come. Once the app is asked it may finish. For a partition that is being taken away nothing
     /// waits until the app is well.
     async fn attempt<'s>(
         &'s self,
@@ -255,12 +255,26 @@ impl Subscription {
             Some(spans) => self.span(spans, (received, delivery), number),
             None => None,
         };
+        let asked = AtomicBool::new(false);
         let attempt = Attempt {
             number,
             span: span.as_ref(),
+            asked: &asked,
         };
         // A defect costs an attempt. It must not end the lane: nobody would deliver its partition until a rebalance.
-        let attempted = match lifecycle::catch(self.deliver.attempt(delivery, &attempt)).await {
+        let attempting = lifecycle::catch(self.deliver.attempt(delivery, &attempt));
+        let broken_off = async {
+            part.lets_go().await;
+            if asked.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+        };
+        let attempted = tokio::select! {
+            biased;
+            attempted = attempting => attempted,
+            () = broken_off => return Err(Revoked),
+        };
+        let attempted = match attempted {
             Ok(attempted) => attempted,
             Err(panic) => {
                 self.meters.panics.increment(1);
@@ -340,27 +354,7 @@ impl Subscription {
             first: course.first,
             group: &self.rule.group,
         };
-        let whole = self.whole(delivery).await;
-        for refused in 1.. {
-            let letter =
-                dead_letter::send(&self.producer, topic, (received, whole.as_ref()), &obituary);
-            match letter.await {
-                Ok(_) => break,
-                Err(error) => {
-                    tracing::error!(
-                        id = %delivery.id, topic = self.rule.topic, dead_letter = topic, %error, trace = course.trace(),
-                        "a dead letter is not written yet; its lane waits"
-                    );
-                    part.park(
-                        received.offset,
-                        course.made,
-                        Some(format!("its dead letter is not written: {error}")),
-                    );
-                    let wait = retry::wait(PROBE, refused, fastrand::f64()).max(PROBE.first);
-                    wait_unless_revoked(part, wait).await?;
-                }
-            }
-        }
+        self.write(part, course, topic, &obituary).await?;
         if self.rule.quarantine {
             part.lanes().quarantine(received.key.as_ref());
         }
@@ -379,25 +373,56 @@ impl Subscription {
         Ok(End::Dead)
     }
 
-    /// The whole body of a slim message, so that its letter is complete when the claim is gone. If it is not to be had now,
-    /// the letter has the reference.
-    async fn whole(&self, delivery: &Delivery) -> Option<Bytes> {
-        match self.deliver.whole(delivery).await {
-            Ok(None) => None,
-            Ok(Some(whole)) if whole.len() <= self.producer.record_max() => {
-                self.meters.inlined.increment(1);
-                Some(whole)
+    /// Writes a letter, with the whole body of a slim message, so that it is complete when the claim is gone. If that is
+    /// not to be had now, or is too large, the letter has the reference.
+    async fn write(
+        &self,
+        part: &Part,
+        course: &Course<'_>,
+        topic: &str,
+        obituary: &Obituary<'_>,
+    ) -> Result<(), Revoked> {
+        let (received, delivery) = (course.received, course.delivery);
+        let had = tokio::select! {
+            biased;
+            had = self.deliver.whole(delivery) => had,
+            () = part.lets_go() => return Err(Revoked),
+        };
+        let whole = had.as_ref().ok().and_then(Option::as_ref);
+        let mut refused = 0;
+        let letter = loop {
+            match dead_letter::send(&self.producer, topic, (received, whole), obituary).await {
+                Ok(letter) => break letter,
+                Err(error) => {
+                    refused += 1;
+                    tracing::error!(
+                        id = %delivery.id, topic = self.rule.topic, dead_letter = topic, %error, trace = course.trace(),
+                        "a dead letter is not written yet; its lane waits"
+                    );
+                    part.park(
+                        received.offset,
+                        course.made,
+                        Some(format!("its dead letter is not written: {error}")),
+                    );
+                    let wait = retry::wait(PROBE, refused, fastrand::f64()).max(PROBE.first);
+                    wait_unless_revoked(part, wait).await?;
+                }
             }
-            other => {
+        };
+        match (letter, had) {
+            // It is not slim.
+            (_, Ok(None)) => {}
+            (Written::Complete, _) => self.meters.inlined.increment(1),
+            (Written::AsReceived, had) => {
                 self.meters.referenced.increment(1);
-                let error = other.err().map(tracing::field::display);
+                let error = had.err().map(tracing::field::display);
                 tracing::warn!(
                     id = %delivery.id, topic = self.rule.topic, error, trace = delivery.trace.id(),
                     "a dead letter is slim: it is complete only as long as its claim is kept"
                 );
-                None
             }
         }
+        Ok(())
     }
 
     /// Counts, logs, keeps and tells what an attempt came to.

@@ -4,11 +4,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinError;
+use tokio::time::{Duration, sleep};
 
 use super::lanes::Lanes;
 use super::message::Ending;
 use crate::config::model::Ordering;
 use crate::kafka::intake::{Assigned, Intake, Received};
+
+/// How long a claim is still waited for when its partition is taken away.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// See the file.
 #[derive(Debug)]
@@ -84,6 +88,12 @@ impl Part {
     /// Whether a message may begin.
     pub(super) fn may_begin(&self, offset: i64) -> bool {
         offset < *self.border.borrow()
+    }
+
+    /// Resolves when the partition was taken away and whoever holds a claim has had its time.
+    pub(super) async fn lets_go(&self) {
+        self.assigned.revoked().await;
+        sleep(GRACE).await;
     }
 
     /// Resolves when a message may not begin any more.

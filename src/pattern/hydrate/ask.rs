@@ -30,6 +30,18 @@ pub(super) enum Place<'a> {
     Api(&'a str),
 }
 
+/// What is done with the body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum How {
+    /// It is read into memory, up to so many bytes.
+    Whole(usize),
+    /// It is read by whoever gets it.
+    Passing,
+}
+
+/// A body, and the connection that it still comes on.
+pub(super) type Found = (Body, Option<Connection>);
+
 /// Asks one address. A redirect is not followed.
 ///
 /// # Errors
@@ -38,15 +50,21 @@ pub(super) enum Place<'a> {
 pub(super) async fn ask(
     (upstream, endpoint, service): (&Upstream, &Arc<Endpoint>, &str),
     (place, trace): (Place<'_>, &Trace),
-    (share, max): (Share, usize),
-) -> Result<Bytes, Error> {
+    (share, how): (Share, How),
+) -> Result<Found, Error> {
     let to = (upstream, endpoint, service);
     let (body, connection) = open(to, (place, trace), share).await?;
-    let body = timeout_at(share.whole, body.read(max)).await;
-    let body = body.map_err(|_| slow())?;
+    let How::Whole(max) = how else {
+        return Ok((body, Some(connection)));
+    };
+    let Ok(body) = timeout_at(share.whole, body.read(max)).await else {
+        // It did answer, so this is of one body and not of the address.
+        let detail = "the claim did not come to its end in time";
+        return Err(Error::new(Kind::Reset, detail));
+    };
     connection.release();
     match body {
-        Ok(body) => Ok(body),
+        Ok(body) => Ok((Body::full(body), None)),
         Err(error) if error.kind() == Kind::BodyTooLarge => {
             let detail = format!("{service} answers with more than `limits.claim`, {max} bytes");
             Err(Error::new(Kind::ClaimDamaged, detail))
@@ -55,11 +73,8 @@ pub(super) async fn ask(
     }
 }
 
-/// Asks one address for a body that is not read here.
-///
-/// # Errors
-/// As [`ask`], as far as the answer's head shows.
-pub(super) async fn open(
+/// Asks one address; its body is not read yet.
+async fn open(
     (upstream, endpoint, service): (&Upstream, &Arc<Endpoint>, &str),
     (place, trace): (Place<'_>, &Trace),
     share: Share,
@@ -139,9 +154,20 @@ fn refused(
             let wait = Duration::from_secs(RETRY_AFTER_MAX.min(wait));
             Error::new(Kind::Unreachable, said()).after(wait)
         }
-        StatusCode::GATEWAY_TIMEOUT => Error::new(Kind::Deadline, said()),
+        StatusCode::GATEWAY_TIMEOUT => {
+            Error::new(Kind::Deadline, said()).after(Duration::from_secs(1))
+        }
         _ => Error::new(Kind::BadAnswer, said()),
     }
+}
+
+/// Until when a claim is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Limit {
+    /// An answer must have begun.
+    pub(super) begun: Instant,
+    /// The answer must be complete.
+    pub(super) whole: Instant,
 }
 
 /// Until when one address may keep us.
@@ -154,14 +180,16 @@ pub(super) struct Share {
 }
 
 impl Share {
-    /// The next address's fair share of the time up to `whole`, with `left` addresses still to ask: one that is silent
+    /// The next address's fair share of the time, with `left` addresses still to ask: one that is silent
     /// must not keep the others from being asked.
-    pub(super) fn of(whole: Instant, left: usize) -> Self {
+    pub(super) fn of(limit: Limit, left: usize) -> Self {
         let now = Instant::now();
         let addresses = u32::try_from(left.max(1)).unwrap_or(u32::MAX);
-        let share = whole.saturating_duration_since(now) / addresses;
-        let head = now + share;
-        Self { head, whole }
+        let share = limit.begun.saturating_duration_since(now) / addresses;
+        Self {
+            head: now + share,
+            whole: limit.whole,
+        }
     }
 
     /// Until when a connection must be there.
@@ -199,10 +227,16 @@ fn names_damage(body: &Result<Bytes, Error>) -> bool {
 mod tests {
     use super::*;
 
+    fn limit(seconds: u64) -> Limit {
+        let begun = Instant::now() + Duration::from_secs(seconds);
+        let whole = begun;
+        Limit { begun, whole }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn each_address_has_its_share_of_what_the_earlier_ones_left() {
-        let deadline = Instant::now() + Duration::from_secs(6);
-        let head = |left| Share::of(deadline, left).head - Instant::now();
+        let limit = limit(6);
+        let head = |left| Share::of(limit, left).head - Instant::now();
         assert_eq!(head(3), Duration::from_secs(2));
         // The first refused after a second.
         tokio::time::advance(Duration::from_secs(1)).await;
@@ -212,11 +246,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_address_that_nobody_had_time_to_try_is_not_called_unreachable() {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        let share = Share::of(deadline, 1);
+        let limit = limit(5);
+        let share = Share::of(limit, 1);
         assert_eq!(share.connect().unwrap().until, Instant::now() + CONNECT);
         tokio::time::advance(Duration::from_secs(5)).await;
-        let share = Share::of(deadline, 1);
+        let share = Share::of(limit, 1);
         assert_eq!(share.connect().unwrap_err().kind(), Kind::Deadline);
     }
 }

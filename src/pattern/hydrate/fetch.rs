@@ -11,11 +11,11 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use metrics::Histogram;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::ask::{self, Place, Share};
+use super::ask::{self, Found, How, Limit, Place, Share};
 use super::checked::Checked;
+use super::source::Source;
 use crate::body::Body;
 use crate::claims::cache::{Cache, Had};
 use crate::claims::id::{self, Form};
@@ -28,6 +28,8 @@ use crate::upstream::{Endpoint, Upstream};
 
 /// How long one claim may take, with the wait for its turn and all addresses; each has a share of it to begin its answer.
 const FETCH: Duration = Duration::from_secs(5);
+/// Bytes of a body that have a second more.
+const SLOWEST: u64 = 4 << 20;
 /// Soon after a message was made its claim may not be seen everywhere yet: for this long it is looked for again,
 const YOUNG: Duration = Duration::from_secs(5);
 /// so often, and after these waits.
@@ -36,9 +38,6 @@ const AGAIN: [Duration; 3] = [
     Duration::from_millis(100),
     Duration::from_millis(200),
 ];
-
-/// How long nobody asks a service that did not answer.
-const AWAY: Duration = Duration::from_secs(1);
 
 /// Finds a service as it is configured now; a reload changes that.
 pub type Services = Arc<dyn Fn(&str) -> Option<Arc<Upstream>> + Send + Sync>;
@@ -51,13 +50,6 @@ pub(super) struct Limits {
     pub(super) cache: usize,
     /// Claims fetched from one service at the same time.
     pub(super) fetches: usize,
-}
-
-/// One service that is asked, or all of our own stores.
-struct Source {
-    turns: Semaphore,
-    /// Since it did not answer: until when nobody asks again. Whoever asks first after that finds out for all.
-    away: Mutex<Option<Instant>>,
 }
 
 /// Fetches bodies.
@@ -99,9 +91,7 @@ impl Fetch {
 
     /// The body of a reference, from wherever it is.
     pub(super) async fn had(&self, reference: &Reference, trace: &Trace) -> Result<Had, Error> {
-        if reference.expires <= SystemTime::now() {
-            return Err(Error::new(Kind::Expired, "the claim is no longer kept"));
-        }
+        kept_still(reference)?;
         if reference.size > self.max as u64 {
             let detail = format!(
                 "the claim has {} bytes, over `limits.claim` of {}",
@@ -114,26 +104,11 @@ impl Fetch {
             .await
     }
 
-    /// Fetches the body; once more where it may only have come too early.
+    /// Fetches the body into memory.
     async fn whole(&self, reference: &Reference, trace: &Trace) -> Result<Bytes, Error> {
         let begun = Instant::now();
-        let deadline = begun + FETCH;
-        let mut waits = AGAIN.into_iter();
-        let body = loop {
-            let error = match self.once(reference, trace, deadline).await {
-                Ok(body) => break body,
-                Err(error) => error,
-            };
-            let age = SystemTime::now().duration_since(reference.made);
-            let young = age.unwrap_or_default() < YOUNG;
-            match waits
-                .next()
-                .filter(|_| young && error.kind() == Kind::Unknown)
-            {
-                Some(wait) => sleep(wait).await,
-                None => return Err(error),
-            }
-        };
+        let (body, _) = self.found(reference, trace, How::Whole(self.max)).await?;
+        let body = body.read(self.max).await?;
         self.seconds.record(begun.elapsed());
         match Sha256::digest(&body).as_slice() == reference.digest {
             true => Ok(body),
@@ -148,80 +123,87 @@ impl Fetch {
         }
     }
 
-    async fn once(
-        &self,
-        reference: &Reference,
-        trace: &Trace,
-        deadline: Instant,
-    ) -> Result<Bytes, Error> {
-        let unknown = || Error::new(Kind::Unknown, "no claim has this reference");
-        let form = id::look(&reference.claim).ok_or_else(unknown)?.form;
-        if form == Form::Nowhere {
-            let origin = self.claims.origin(&reference.claim);
-            let origin = origin.filter(|origin| origin.admits(&reference.path));
-            let origin = origin.ok_or_else(unknown)?;
-            let place = Place::Api(&reference.path);
-            return self
-                .of_service(origin.service(), "", (place, trace), deadline)
-                .await;
-        }
-        let ours = reference.origin == self.service;
-        if ours || form == Form::Shared {
-            let source = self.source("");
-            let _turn = self.turn(&source, deadline).await?;
-            let kept = timeout_at(deadline, self.claims.fetch(&reference.claim));
-            match kept.await.unwrap_or_else(|_| Err(ask::slow())) {
-                // A replica of ours may have it, or a sidecar with another config.
-                Err(error) if error.kind() == Kind::Elsewhere => {}
-                kept => return kept,
-            }
-        }
-        let place = Place::Claim(&reference.claim);
-        let (service, instance) = (&reference.origin, &reference.instance);
-        self.of_service(service, instance, (place, trace), deadline)
-            .await
-    }
-
     /// The body of a reference, checked while it is passed on; for one that is over what is held in memory.
     ///
     /// # Errors
     /// As far as they show before its first byte.
     pub(super) async fn stream(&self, reference: &Reference, trace: &Trace) -> Result<Body, Error> {
-        if reference.expires <= SystemTime::now() {
-            return Err(Error::new(Kind::Expired, "the claim is no longer kept"));
-        }
+        kept_still(reference)?;
+        let found = self.found(reference, trace, How::Passing).await?;
         let named = (reference.size, reference.digest);
+        Ok(Body::boxed(Checked::new(found, named)))
+    }
+
+    /// Finds the body; looks once more where it may only have come too early.
+    async fn found(&self, reference: &Reference, trace: &Trace, how: How) -> Result<Found, Error> {
+        let begun = Instant::now() + FETCH;
+        let limit = Limit {
+            begun,
+            whole: begun + Duration::from_secs(reference.size / SLOWEST),
+        };
+        let mut waits = AGAIN.into_iter();
+        loop {
+            let error = match self.once(reference, trace, (how, limit)).await {
+                Ok(found) => return Ok(found),
+                Err(error) => error,
+            };
+            let age = SystemTime::now().duration_since(reference.made);
+            let young = age.unwrap_or_default() < YOUNG;
+            match waits
+                .next()
+                .filter(|_| young && error.kind() == Kind::Unknown)
+            {
+                Some(wait) => sleep(wait).await,
+                None => return Err(error),
+            }
+        }
+    }
+
+    async fn once(
+        &self,
+        reference: &Reference,
+        trace: &Trace,
+        (how, limit): (How, Limit),
+    ) -> Result<Found, Error> {
         let unknown = || Error::new(Kind::Unknown, "no claim has this reference");
         let form = id::look(&reference.claim).ok_or_else(unknown)?.form;
-        if form != Form::Nowhere && (reference.origin == self.service || form == Form::Shared) {
-            match self.claims.body(&reference.claim).await {
-                Err(error) if error.kind() == Kind::Elsewhere => {}
-                kept => return Ok(Body::boxed(Checked::new((kept?, None), named))),
-            }
-        }
         if form == Form::Nowhere {
-            let detail = "a body at its service's own API is only had up to `limits.claim`";
-            return Err(Error::new(Kind::ClaimDamaged, detail));
+            if how == How::Passing {
+                let detail = "a body at its service's own API is only had up to `limits.claim`";
+                return Err(Error::new(Kind::ClaimDamaged, detail));
+            }
+            let origin = self.claims.origin(&reference.claim);
+            let origin = origin.filter(|origin| origin.admits(&reference.path));
+            let origin = origin.ok_or_else(unknown)?;
+            let place = Place::Api(&reference.path);
+            return self
+                .of_service((origin.service(), ""), (place, trace), (how, limit))
+                .await;
         }
-        let Some(upstream) = (self.services)(&reference.origin) else {
-            return Err(self.unnamed(&reference.origin));
-        };
-        let deadline = Instant::now() + FETCH;
-        let mut last = None;
-        let endpoints = in_order(&upstream, &reference.instance);
-        for (asked, endpoint) in endpoints.iter().enumerate() {
-            let share = Share::of(deadline, endpoints.len() - asked);
-            let to = (&*upstream, endpoint, &*reference.origin);
-            let place = Place::Claim(&reference.claim);
-            match ask::open(to, (place, trace), share).await {
-                Ok((body, connection)) => {
-                    let from = (body, Some(connection));
-                    return Ok(Body::boxed(Checked::new(from, named)));
-                }
-                Err(error) => last = Some(worse(last, error)),
+        if form == Form::Shared || reference.origin == self.service {
+            match self.of_ours(&reference.claim, (how, limit)).await {
+                // A replica of ours may have it, or a sidecar with another config.
+                Err(error) if error.kind() == Kind::Elsewhere => {}
+                kept => return Ok((kept?, None)),
             }
         }
-        Err(nobody(&reference.origin, last))
+        let place = Place::Claim(&reference.claim);
+        let service = (&*reference.origin, &*reference.instance);
+        self.of_service(service, (place, trace), (how, limit)).await
+    }
+
+    /// Looks into our own stores.
+    async fn of_ours(&self, claim: &str, (how, limit): (How, Limit)) -> Result<Body, Error> {
+        let source = self.source("");
+        let _turn = source.turn(limit.begun).await?;
+        let found = async {
+            match how {
+                How::Whole(_) => self.claims.fetch(claim).await.map(Body::full),
+                How::Passing => self.claims.body(claim).await,
+            }
+        };
+        let found = timeout_at(limit.whole, found).await;
+        found.unwrap_or_else(|_| Err(ask::slow()))
     }
 
     /// Whether a reference's body is too large to be held in memory.
@@ -240,38 +222,27 @@ impl Fetch {
     /// Asks the addresses of a service: the instance that the record names first, if it is among them.
     async fn of_service(
         &self,
-        service: &str,
-        instance: &str,
+        (service, instance): (&str, &str),
         (place, trace): (Place<'_>, &Trace),
-        deadline: Instant,
-    ) -> Result<Bytes, Error> {
+        (how, limit): (How, Limit),
+    ) -> Result<Found, Error> {
         let Some(upstream) = (self.services)(service) else {
             return Err(self.unnamed(service));
         };
         let source = self.source(service);
-        let _turn = self.turn(&source, deadline).await?;
-        source.may_ask(service, deadline)?;
-        let asked = self.each(&upstream, (service, instance), (place, trace), deadline);
-        let (asked, answered) = asked.await;
-        source.asked(asked.as_ref().err().filter(|_| !answered));
-        asked
-    }
-
-    /// Asks one address after the other; also says whether any of them answered.
-    async fn each(
-        &self,
-        upstream: &Upstream,
-        (service, instance): (&str, &str),
-        (place, trace): (Place<'_>, &Trace),
-        deadline: Instant,
-    ) -> (Result<Bytes, Error>, bool) {
+        // A body that is passed on costs no memory, and its reader may take any time: only its beginning takes a turn.
+        let _turn = source.turn(limit.begun).await?;
+        let asking = source.may_ask(service)?;
         let (mut last, mut answered) = (None, false);
-        let endpoints = in_order(upstream, instance);
+        let endpoints = in_order(&upstream, instance);
         for (asked, endpoint) in endpoints.iter().enumerate() {
-            let share = Share::of(deadline, endpoints.len() - asked);
-            let to = (upstream, endpoint, service);
-            match ask::ask(to, (place, trace), (share, self.max)).await {
-                Ok(body) => return (Ok(body), true),
+            let share = Share::of(limit, endpoints.len() - asked);
+            let to = (&*upstream, endpoint, service);
+            match ask::ask(to, (place, trace), (share, how)).await {
+                Ok(found) => {
+                    asking.told(true);
+                    return Ok(found);
+                }
                 // Another replica's claim, or a replica that is away: the next one may have it.
                 Err(error) => {
                     answered |= is_answer(&error);
@@ -279,7 +250,8 @@ impl Fetch {
                 }
             }
         }
-        (Err(nobody(service, last)), answered)
+        asking.told(answered);
+        Err(nobody(service, last))
     }
 
     fn source(&self, service: &str) -> Arc<Source> {
@@ -287,59 +259,9 @@ impl Fetch {
         if let Some(source) = sources.get(service) {
             return Arc::clone(source);
         }
-        let source = Arc::new(Source {
-            turns: Semaphore::new(self.fetches),
-            away: Mutex::new(None),
-        });
+        let source = Arc::new(Source::new(self.fetches));
         sources.insert(service.to_owned(), Arc::clone(&source));
         source
-    }
-
-    /// Waits until one more may be fetched from there.
-    async fn turn<'s>(
-        &self,
-        source: &'s Source,
-        deadline: Instant,
-    ) -> Result<SemaphorePermit<'s>, Error> {
-        // The semaphore is never closed.
-        match timeout_at(deadline, source.turns.acquire()).await {
-            Ok(Ok(turn)) => Ok(turn),
-            Ok(Err(_)) | Err(_) => {
-                let detail = format!(
-                    "{} claims are fetched from one place already (`limits.claim_fetches`)",
-                    self.fetches
-                );
-                Err(Error::new(Kind::Overloaded, detail).after(AWAY))
-            }
-        }
-    }
-}
-
-impl Source {
-    /// Refuses at once while it is known not to answer: each who waits for it keeps others from being served.
-    fn may_ask(&self, service: &str, deadline: Instant) -> Result<(), Error> {
-        let now = Instant::now();
-        let mut away = self.away.lock().unwrap_or_else(PoisonError::into_inner);
-        match *away {
-            Some(until) if now < until => {
-                let detail = format!("{service} did not answer for its claims a moment ago");
-                Err(Error::new(Kind::Unreachable, detail).after(until - now))
-            }
-            Some(_) => {
-                *away = Some(deadline);
-                Ok(())
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// Notes whether it did not answer. One that says itself when to come back did.
-    fn asked(&self, unanswered: Option<&Error>) {
-        let silent = |error: &Error| matches!(error.kind(), Kind::Deadline | Kind::Unreachable);
-        let until = unanswered
-            .is_some_and(silent)
-            .then(|| Instant::now() + AWAY);
-        *self.away.lock().unwrap_or_else(PoisonError::into_inner) = until;
     }
 }
 
@@ -354,11 +276,8 @@ fn in_order(upstream: &Upstream, instance: &str) -> Vec<Arc<Endpoint>> {
 
 /// Whether a failure was said by the address itself: then it is not away, whatever it says of one body.
 fn is_answer(error: &Error) -> bool {
-    let said = matches!(
-        error.kind(),
-        Kind::Elsewhere | Kind::Unknown | Kind::Expired | Kind::ClaimDamaged | Kind::BadAnswer
-    );
-    said || error.retry_after().is_some()
+    let silent = matches!(error.kind(), Kind::Deadline | Kind::Unreachable);
+    !silent || error.retry_after().is_some()
 }
 
 /// What it means that no address of a service had a body.
@@ -389,5 +308,12 @@ fn worse(last: Option<Error>, next: Error) -> Error {
     match last {
         Some(last) if says(last.kind()) >= says(next.kind()) => last,
         _ => next,
+    }
+}
+
+fn kept_still(reference: &Reference) -> Result<(), Error> {
+    match reference.expires <= SystemTime::now() {
+        true => Err(Error::new(Kind::Expired, "the claim is no longer kept")),
+        false => Ok(()),
     }
 }

@@ -2,11 +2,13 @@
 //!
 //! * `fetch`: from where, and that nobody is asked twice or too often
 //! * `ask`: one request to one address
+//! * `source`: who answers, and who is left in peace
 //! * `checked`: a large body, on its way through
 
 mod ask;
 mod checked;
 mod fetch;
+mod source;
 
 use std::sync::Arc;
 use std::time::SystemTime;
