@@ -86,6 +86,7 @@ impl OutboundDoor {
                 let asked = Asked {
                     reference,
                     query: parts.uri.query(),
+                    method: &parts.method,
                     headers: &parts.headers,
                     trace: &trace,
                 };

@@ -1,6 +1,7 @@
 //! Bodies that are no JSON go into their claims as they come, and back out the same way.
 
 use bytes::Bytes;
+use http::Method;
 use serde_json::Value;
 
 use super::event::{orders_at, path_of};
@@ -53,6 +54,14 @@ async fn a_body_larger_than_what_is_held_in_memory_comes_back_whole() {
         let receiver = reading(app.address, reads, &rules).await;
         let slim = seen(&app, 1).await.remove(0);
         let path = path_of(slim.header("wayside-claim").expect("an address"), &receiver);
+        let head = Outgoing::new(Method::HEAD, "127.0.0.1", &path);
+        let head = head.send(receiver.outbound()).await;
+        let length = head.header("content-length").map(str::to_owned);
+        assert_eq!((head.status.as_u16(), length), (200, Some(LEN.to_string())));
+        let any = get("127.0.0.1", &path).header("if-none-match", "*");
+        assert_eq!(any.send(receiver.outbound()).await.status, 304);
+        let whole = ["mode=\"lazy\"", "outcome=\"whole\""];
+        assert_eq!(receiver.metric("wayside_hydrations_total", &whole), 0.0);
         let reply = get("127.0.0.1", &path).send(receiver.outbound()).await;
         assert_eq!(
             (reply.status.as_u16(), reply.body.len()),

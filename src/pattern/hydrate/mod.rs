@@ -15,7 +15,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, ETAG, IF_NONE_MATCH};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use metrics::Counter;
 use tokio::time::Instant;
 
@@ -86,6 +86,8 @@ pub struct Asked<'a> {
     pub reference: &'a str,
     /// The query.
     pub query: Option<&'a str>,
+    /// `GET` or `HEAD`.
+    pub method: &'a Method,
     /// The request's headers.
     pub headers: &'a HeaderMap,
     /// The trace it belongs to.
@@ -194,6 +196,15 @@ impl Hydrate {
         had
     }
 
+    /// Counts a body that is passed through.
+    fn passed(&self, reference: &Reference) {
+        self.lazy.whole.increment(1);
+        self.lazy.bytes.increment(reference.size);
+        if let Some(row) = self.worth.reader(reference.reader) {
+            row.streamed(reference.size);
+        }
+    }
+
     async fn lazily(&self, asked: Asked<'_>) -> Result<Response, Error> {
         let reference = Reference::decode(asked.reference)?;
         let fields = slim::fields_of(asked.query.unwrap_or(""))?;
@@ -202,24 +213,26 @@ impl Hydrate {
             let mut lines = asked.headers.get_all(IF_NONE_MATCH).iter();
             fields.is_none() && lines.any(|line| line.to_str().is_ok_and(of))
         };
+        // It asks whether there is any such claim (RFC 9110 section 13.1.2), which only a look tells.
+        let any = |line: &str| line.trim() == "*";
+        let not_modified = || {
+            self.lazy.unchanged.increment(1);
+            document(StatusCode::NOT_MODIFIED, Body::empty(), &reference)
+        };
         if unchanged(&|line| line.contains(&tag)) {
             if reference.expires <= SystemTime::now() {
                 return Err(Error::new(Kind::Expired, "the claim is no longer kept"));
             }
             // The digest names the bytes, so nothing needs to be fetched to know that they are the same.
-            self.lazy.unchanged.increment(1);
-            return Ok(document(
-                StatusCode::NOT_MODIFIED,
-                Body::empty(),
-                &reference,
-            ));
+            return Ok(not_modified());
         }
         if fields.is_none() && self.fetch.is_large(&reference) {
             let body = self.fetch.stream(&reference, asked.trace).await?;
-            self.lazy.whole.increment(1);
-            self.lazy.bytes.increment(reference.size);
-            if let Some(row) = self.worth.reader(reference.reader) {
-                row.streamed(reference.size);
+            if unchanged(&any) {
+                return Ok(not_modified());
+            }
+            if asked.method == Method::GET {
+                self.passed(&reference);
             }
             return Ok(document(StatusCode::OK, body, &reference));
         }
@@ -235,14 +248,8 @@ impl Hydrate {
             self.lazy.fields.increment(1);
             return Ok(part_of_document(part.into()));
         }
-        // It asks whether there is any such claim (RFC 9110 section 13.1.2), which only now is known.
-        if unchanged(&|line| line.trim() == "*") {
-            self.lazy.unchanged.increment(1);
-            return Ok(document(
-                StatusCode::NOT_MODIFIED,
-                Body::empty(),
-                &reference,
-            ));
+        if unchanged(&any) {
+            return Ok(not_modified());
         }
         self.lazy.whole.increment(1);
         Ok(document(StatusCode::OK, Body::full(had.body), &reference))
