@@ -228,25 +228,25 @@ fn pointer(text: &str) -> Pointer {
     Pointer(text.split('/').skip(1).map(token).collect())
 }
 
-/// The pointers of `fields=/lines,/a/b` in a query, percent-encoded or not; `None` where it does not ask for fields. A
+/// The pointers of `fields=/lines,/a/b` in a query, percent-encoded or not, once or several times; `None` where it does not ask for fields. A
 /// member's name may hold a comma, as long as it does not end in one.
 ///
 /// # Errors
 /// [`Kind::BadRequest`] for something that is no list of JSON pointers, and above 64 fields.
 pub fn fields_of(query: &str) -> Result<Option<Vec<Pointer>>, Error> {
     let refuse = |detail: &'static str| Error::new(Kind::BadRequest, detail);
-    let Some(value) = query
-        .split('&')
-        .find_map(|pair| pair.strip_prefix("fields="))
-    else {
+    let mut lists = Vec::new();
+    let values = query.split('&');
+    for value in values.filter_map(|pair| pair.strip_prefix("fields=")) {
+        // Many clients encode the commas too, so they are looked for only after decoding.
+        let list = String::from_utf8(key::percent_decoded(value)).ok();
+        let list = list.filter(|list| list.starts_with('/'));
+        let wrong = || refuse("fields is not a list of JSON pointers like /lines,/a/b");
+        lists.push(list.ok_or_else(wrong)?);
+    }
+    let lists = lists.join(",");
+    let Some(list) = lists.strip_prefix('/') else {
         return Ok(None);
-    };
-    // Many clients encode the commas too, so they are looked for only after decoding.
-    let text = String::from_utf8(key::percent_decoded(value)).ok();
-    let Some(list) = text.as_deref().and_then(|text| text.strip_prefix('/')) else {
-        return Err(refuse(
-            "fields is not a list of JSON pointers like /lines,/a/b",
-        ));
     };
     if list.split(",/").nth(FIELDS_MAX).is_some() {
         return Err(refuse("more than 64 fields are asked for"));

@@ -365,8 +365,17 @@ fn a_projection_is_a_document_with_just_the_fields() {
     );
     assert_eq!(project("fields=/a,/a/b"), r#"{"a":{"b":3,"c":4}}"#);
     assert_eq!(project("fields=/none"), "{}");
+    assert_eq!(
+        project("fields=/a/b&x=1&fields=/id,/a/c"),
+        r#"{"id":1,"a":{"b":3,"c":4}}"#
+    );
     assert_eq!(fields_of("a=b").unwrap(), None);
-    for wrong in ["fields=", "fields=lines", "fields=%ff"] {
+    for wrong in [
+        "fields=",
+        "fields=lines",
+        "fields=%ff",
+        "fields=/a&fields=b",
+    ] {
         assert_eq!(fields_of(wrong).expect_err(wrong).kind(), Kind::BadRequest);
     }
     let many = format!("fields={}", vec!["/a"; 65].join(","));
