@@ -33,7 +33,7 @@ async fn a_redrive_that_is_killed_again_and_again_puts_each_letter_back_once_and
         })
         .await
     };
-    let line = Line::lay(kafka, "mortal", &app, "dead_letter: mortal.dead").await;
+    let line = Line::steady(kafka, "mortal", &app, "dead_letter: mortal.dead").await;
     for n in 0..LETTERS {
         line.publish(&format!("key-{}", n % KEYS), n).await;
     }

@@ -31,7 +31,7 @@ async fn three_500s_and_a_200_are_one_delivery_done_and_no_gap_in_the_offsets() 
     })
     .await;
     let more = "retry: { backoff: 20ms..100ms }";
-    let line = Line::lay(kafka, "fails-thrice", &app, more).await;
+    let line = Line::steady(kafka, "fails-thrice", &app, more).await;
     let mut sent = Vec::new();
     for n in 0..20 {
         sent.push(line.publish(&format!("key-{}", n % 3), n).await);
@@ -191,7 +191,7 @@ async fn a_poison_message_lands_in_the_dead_letters_with_the_reason() {
         _ => Answer::ok(),
     })
     .await;
-    let line = Line::lay(kafka, "poison", &app, "dead_letter: poison.dead").await;
+    let line = Line::steady(kafka, "poison", &app, "dead_letter: poison.dead").await;
     let mut sent = Vec::new();
     for n in 0..4 {
         sent.push(line.publish("one-key", n).await);
