@@ -168,6 +168,7 @@ impl Sidecar {
             lifecycle::spawn(&Handle::current(), "worth", upkeep::worth(parts()));
         }
         lifecycle::spawn(&Handle::current(), "sweep", upkeep::sweep(parts()));
+        lifecycle::spawn(&Handle::current(), "keys", upkeep::keys(parts()));
         if !config.tls.is_empty() {
             lifecycle::spawn(
                 &Handle::current(),

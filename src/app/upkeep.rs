@@ -7,7 +7,7 @@ use tokio::time::sleep;
 
 use super::LOOK;
 use super::parts::Parts;
-use crate::claims::Store;
+use crate::claims::{Objects, Store};
 use crate::config::model::{Hydrate, Subscription};
 use crate::telemetry::names;
 use crate::worth::calibrate;
@@ -46,6 +46,8 @@ pub(super) async fn metrics(parts: Weak<Parts>) {
     }
 }
 
+/// Between two looks at whether shared places have their keys.
+const KEYS: Duration = Duration::from_secs(30);
 /// Seconds between two looks at how many replicas the topics of events have.
 const REPLICAS_EVERY: u32 = 60;
 
@@ -92,34 +94,42 @@ pub(super) async fn worth(parts: Weak<Parts>) {
     }
 }
 
+/// The places that are shared with others; `None` once the sidecar is gone. Nothing else is held: a stopped sidecar's claim
+/// folder must be free for the next one.
+fn shared(parts: &Weak<Parts>) -> Option<Vec<Arc<Objects>>> {
+    let parts = parts.upgrade()?;
+    let shared = parts.claims.iter().filter_map(|store| match store {
+        Store::Objects(objects) => Some(Arc::clone(objects)),
+        Store::Disk(_) | Store::Origin(_) => None,
+    });
+    Some(shared.collect())
+}
+
 /// Deletes what has expired in shared places, which belong to nobody who would do it alone.
 pub(super) async fn sweep(parts: Weak<Parts>) {
-    loop {
-        let rhythm = {
-            let Some(parts) = parts.upgrade() else { return };
-            let shared = parts.claims.iter().filter_map(|store| match store {
-                Store::Objects(objects) => Some(objects.rhythm()),
-                _ => None,
-            });
-            match shared.min() {
-                Some(rhythm) => rhythm,
-                None => return,
-            }
-        };
+    let rhythm = || shared(&parts)?.iter().map(|place| place.rhythm()).min();
+    while let Some(rhythm) = rhythm() {
         // Not all at the same time, since each looks through the whole place.
         sleep(rhythm.mul_f64(0.5 + fastrand::f64())).await;
-        let Some(parts) = parts.upgrade() else { return };
-        let claims = Arc::clone(&parts.claims);
-        drop(parts);
-        for store in claims.iter() {
-            let Store::Objects(objects) = store else {
-                continue;
-            };
-            let store = objects.name();
-            match objects.sweep(SystemTime::now()).await {
+        for place in shared(&parts).into_iter().flatten() {
+            let store = place.name();
+            match place.sweep(SystemTime::now()).await {
                 Ok(0) => {}
                 Ok(deleted) => tracing::info!(store, deleted, "expired claims deleted"),
                 Err(error) => tracing::warn!(store, %error, "expired claims not deleted"),
+            }
+        }
+    }
+}
+
+/// Sees to it that shared places keep the keys that the ids in them are signed with.
+pub(super) async fn keys(parts: Weak<Parts>) {
+    while shared(&parts).is_some_and(|places| !places.is_empty()) {
+        sleep(KEYS.mul_f64(0.5 + fastrand::f64())).await;
+        for place in shared(&parts).into_iter().flatten() {
+            if let Err(error) = place.look_after_key().await {
+                let store = place.name();
+                tracing::warn!(store, %error, "the key of a shared place is not to be seen");
             }
         }
     }

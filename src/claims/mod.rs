@@ -5,6 +5,7 @@
 //! names a body by a signed, expiring [`id`]. A [`Reference`] is what the receiving sidecar hands to its app in place of
 //! the body: it names the service to ask, and the digest that the answer must have. The [`cache`] holds what was fetched.
 
+pub mod answers;
 pub mod cache;
 mod disk;
 mod http;
@@ -238,7 +239,12 @@ impl Stores {
             }
         }
         let elsewhere = || {
-            let detail = "another instance keeps this claim, or none does any more";
+            let detail = match said.form {
+                Form::Shared => "no shared place here has the key that signed this claim",
+                Form::Folder | Form::Nowhere => {
+                    "another instance keeps this claim, or none does any more"
+                }
+            };
             Error::new(Kind::Elsewhere, detail)
         };
         Err(away.unwrap_or_else(elsewhere))

@@ -46,12 +46,17 @@ pub fn run(args: &Args) -> ExitCode {
         .enable_all()
         .build()
     {
-        Ok(runtime) => runtime.block_on(async {
-            tokio::select! {
-                code = live(args) => code,
-                () = alone(args.tied) => ExitCode::FAILURE,
-            }
-        }),
+        Ok(runtime) => {
+            let code = runtime.block_on(async {
+                tokio::select! {
+                    code = live(args) => code,
+                    () = alone(args.tied) => ExitCode::FAILURE,
+                }
+            });
+            // Whatever still waits for a file system that hangs would keep us here.
+            runtime.shutdown_background();
+            code
+        }
         Err(error) => failed(&error),
     }
 }

@@ -5,10 +5,12 @@
 //! ([`sweep`]). That also takes the bodies whose records were never published. The key that signs the ids lies beside
 //! them, made by whoever came first.
 //!
+//! * `key`: what signs the ids
 //! * `place`: how the place is reached, and how long it is waited for
 //! * `upload`: a body that comes in parts
 //! * `sweep`: what has expired goes
 
+mod key;
 mod place;
 mod sweep;
 mod upload;
@@ -16,19 +18,22 @@ mod upload;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt as _, PutMode, PutOptions};
+use object_store::{ObjectStore, ObjectStoreExt as _};
 use tokio::runtime::Handle;
-use tokio::sync::OnceCell;
-use tokio::time::{Instant, timeout};
+use tokio::sync::{OnceCell, Semaphore};
+use tokio::time::Instant;
 
-use self::place::{AFTER, PATIENCE, patience};
+use self::key::Keys;
+use self::place::{PATIENCE, patience};
 pub use self::upload::Upload;
-use super::id::{self, Audience, KEY_LEN, Object, Said, Signer};
+use super::answers::{Answers, MISSES};
+use super::id::{Audience, Object, Said};
 use super::{Claim, Whole, expiry, parts};
 use crate::body::Body;
 use crate::config::model::{ClaimObjects, ClaimStore, ObjectPlace, Survives};
@@ -49,9 +54,15 @@ pub struct Objects {
     folder: Option<PathBuf>,
     ttl: Duration,
     survives: Survives,
-    signer: OnceCell<Signer>,
-    /// Since its key was not to be had: until when nobody asks for it again.
-    keyless: Mutex<Option<Instant>>,
+    /// Calls that are under way.
+    calls: Arc<Semaphore>,
+    /// Whether it answers.
+    answers: Arc<Answers>,
+    keys: OnceCell<ArcSwap<Keys>>,
+    /// Whether it gives its key, without which there is nothing else to ask for.
+    keyless: Arc<Answers>,
+    /// Since when it is known to have bodies but no key.
+    lost: Mutex<Option<Instant>>,
 }
 
 impl Objects {
@@ -73,8 +84,11 @@ impl Objects {
             folder,
             ttl: config.ttl,
             survives: objects.survives,
-            signer: OnceCell::new(),
-            keyless: Mutex::default(),
+            calls: Arc::new(Semaphore::new(place::calls(&objects.at))),
+            answers: Answers::new(MISSES),
+            keys: OnceCell::new(),
+            keyless: Answers::new(1),
+            lost: Mutex::default(),
         })
     }
 
@@ -83,7 +97,7 @@ impl Objects {
     /// # Errors
     /// [`Kind::ClaimStore`] if the place does not take it in time.
     pub async fn keep(self: &Arc<Self>, whole: &Whole, audience: Audience) -> Result<Claim, Error> {
-        let signer = self.signer().await?;
+        let keys = self.keys().await?;
         let object = Object {
             audience,
             length: whole.body.len() as u64,
@@ -100,11 +114,15 @@ impl Objects {
             return upload.finish(whole.digest, audience).await;
         }
         let path = self.path(&object);
-        let put = self.store.put(&path, whole.body.clone().into());
-        let put = (put, patience(object.length));
-        self.done("does not take the body", put).await?;
+        let body = whole.body.clone();
+        self.done(
+            "does not take the body",
+            patience(object.length),
+            |store| async move { store.put(&path, body.into()).await },
+        )
+        .await?;
         Ok(Claim {
-            id: signer.sign_object(&object),
+            id: keys.sign(&object),
             digest: whole.digest,
             size: object.length,
             expires: UNIX_EPOCH + Duration::from_secs(object.expires),
@@ -125,7 +143,7 @@ impl Objects {
 
     /// Where a claim lies, if it is to be served.
     async fn place_of(&self, id: &str) -> Result<Object, Error> {
-        let object = self.signer().await?.verify_object(id);
+        let object = self.keys().await?.verify(id);
         let object = object.ok_or_else(|| Error::new(Kind::Unknown, "no claim has this id"))?;
         match SystemTime::now() >= UNIX_EPOCH + Duration::from_secs(object.expires) {
             true => Err(Error::new(Kind::Expired, "the claim has expired")),
@@ -141,16 +159,19 @@ impl Objects {
     pub async fn fetch(&self, id: &str) -> Result<Bytes, Error> {
         let object = self.place_of(id).await?;
         let path = self.path(&object);
-        let found = (self.store.get(&path), PATIENCE);
-        let found = self.done("cannot be read", found).await?;
-        let read = async {
-            match found.meta.size == object.length {
-                true => found.bytes().await.map(Some),
-                false => Ok(None),
-            }
-        };
-        let read = (read, patience(object.length));
-        match self.done("cannot be read", read).await? {
+        let reads = path.clone();
+        let read = self.done(
+            "cannot be read",
+            patience(object.length),
+            |store| async move {
+                let found = store.get(&reads).await?;
+                match found.meta.size == object.length {
+                    true => found.bytes().await.map(Some),
+                    false => Ok(None),
+                }
+            },
+        );
+        match read.await? {
             Some(body) => Ok(body),
             None => {
                 tracing::error!(store = self.name, place = self.place, %path, "claim damaged");
@@ -165,7 +186,7 @@ impl Objects {
     /// # Errors
     /// As [`Objects::made`].
     pub async fn size(&self, id: &str) -> Result<Option<u64>, Error> {
-        let object = self.signer().await?.verify_object(id);
+        let object = self.keys().await?.verify(id);
         Ok(object.map(|object| object.length))
     }
 
@@ -176,8 +197,11 @@ impl Objects {
     pub async fn stream(self: &Arc<Self>, id: &str) -> Result<Body, Error> {
         let object = self.place_of(id).await?;
         let path = self.path(&object);
-        let found = (self.store.head(&path), PATIENCE);
-        let found = self.done("cannot be read", found).await?;
+        let looks = path.clone();
+        let found = self.done("cannot be read", PATIENCE, |store| async move {
+            store.head(&looks).await
+        });
+        let found = found.await?;
         if found.size != object.length {
             let detail = "the claim's bytes are damaged";
             return Err(Error::new(Kind::ClaimDamaged, detail));
@@ -188,9 +212,11 @@ impl Objects {
             let mut at = 0;
             while at < object.length {
                 let end = object.length.min(at + PART_LEN as u64);
-                let part = own.store.get_range(&path, at..end);
-                let part = (part, patience(end - at));
-                let part = own.done("cannot be read", part).await;
+                let reads = path.clone();
+                let part = own.done("cannot be read", patience(end - at), |store| async move {
+                    store.get_range(&reads, at..end).await
+                });
+                let part = part.await;
                 let broken = part.is_err();
                 if sender.send(part).await.is_err() || broken {
                     return;
@@ -207,7 +233,7 @@ impl Objects {
     /// # Errors
     /// [`Kind::ClaimStore`] if the place is away, so that its key is not known yet.
     pub async fn made(&self, said: &Said) -> Result<bool, Error> {
-        self.signer().await.map(|signer| signer.made(said))
+        self.keys().await.map(|keys| keys.made(said))
     }
 
     /// The store's name in the config.
@@ -225,6 +251,11 @@ impl Objects {
         (self.ttl / 4).clamp(Duration::from_secs(60), Duration::from_secs(HOUR))
     }
 
+    /// What is listed to see all that is ours.
+    fn listed(&self) -> Option<Path> {
+        (!self.prefix.as_ref().is_empty()).then(|| self.prefix.clone())
+    }
+
     fn path(&self, object: &Object) -> Path {
         let hex: String = object
             .name
@@ -235,55 +266,6 @@ impl Objects {
             .clone()
             .join(sweep::hour_text(object.hour))
             .join(hex)
-    }
-
-    async fn signer(&self) -> Result<&Signer, Error> {
-        if let Some(signer) = self.signer.get() {
-            return Ok(signer);
-        }
-        let until = *self.keyless.lock().unwrap_or_else(PoisonError::into_inner);
-        if until.is_some_and(|until| Instant::now() < until) {
-            return Err(self.away("did not give its key a moment ago", None));
-        }
-        let opened = self.signer.get_or_try_init(|| async {
-            let key = self.key().await?;
-            Ok(Signer::new(&key, ""))
-        });
-        // With the wait for another who asks for it.
-        let opened = timeout(PATIENCE, opened).await;
-        let opened = opened.unwrap_or_else(|_| Err(self.away("does not answer", None)));
-        if opened.is_err() {
-            let until = Some(Instant::now() + AFTER);
-            *self.keyless.lock().unwrap_or_else(PoisonError::into_inner) = until;
-        }
-        opened
-    }
-
-    /// The key beside the bodies, made by whoever comes first.
-    async fn key(&self) -> Result<[u8; KEY_LEN], Error> {
-        let path = self.prefix.clone().join("key");
-        let read = async || {
-            let read = async { self.store.get(&path).await?.bytes().await };
-            let key = self.done("cannot be read", (read, PATIENCE)).await?;
-            let key = <[u8; KEY_LEN]>::try_from(&key[..]);
-            key.map_err(|_| self.away("has a `key` that is none", None))
-        };
-        match read().await {
-            Err(error) if error.kind() == Kind::Unknown => {}
-            key => return key,
-        }
-        let key = id::new_key()
-            .map_err(|error| Error::new(Kind::Internal, "no random bytes").because(error))?;
-        let first = PutOptions::from(PutMode::Create);
-        let put = self
-            .store
-            .put_opts(&path, Bytes::copy_from_slice(&key).into(), first);
-        match timeout(PATIENCE, put).await {
-            Ok(Ok(_)) => Ok(key),
-            Ok(Err(object_store::Error::AlreadyExists { .. })) => read().await,
-            Ok(Err(error)) => Err(self.away("does not take its key", Some(error))),
-            Err(_) => Err(self.away("does not answer", None)),
-        }
     }
 }
 
@@ -301,7 +283,7 @@ mod tests {
     use crate::claims::id::audience;
     use crate::config::model::ClaimPlace;
 
-    fn open(path: &std::path::Path) -> Arc<Objects> {
+    pub(super) fn open(path: &std::path::Path) -> Arc<Objects> {
         let place = ClaimObjects {
             at: ObjectPlace::Folder(path.to_owned()),
             survives: Survives::Volume,
@@ -314,7 +296,7 @@ mod tests {
         Arc::new(Objects::open(&config, &place).expect("the folder opens"))
     }
 
-    async fn keep(objects: &Arc<Objects>, body: &'static str) -> Claim {
+    pub(super) async fn keep(objects: &Arc<Objects>, body: &'static str) -> Claim {
         let whole = Whole {
             body: body.into(),
             digest: Sha256::digest(body).into(),
@@ -332,7 +314,7 @@ mod tests {
         let claim = keep(&objects, "the whole body").await;
         assert_eq!(objects.fetch(&claim.id).await.unwrap(), "the whole body");
         assert_eq!(objects.sweep(claim.expires).await.unwrap(), 0);
-        let kept = objects.signer().await.unwrap().verify_object(&claim.id);
+        let kept = objects.keys().await.unwrap().verify(&claim.id);
         let path = objects.path(&kept.unwrap());
         let half = folder.path().join(format!("{path}#1"));
         std::fs::write(half, "what a crash left").unwrap();
@@ -371,15 +353,58 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let objects = open(folder.path());
         let claim = keep(&objects, "the whole body").await;
-        let object = objects
-            .signer()
-            .await
-            .unwrap()
-            .verify_object(&claim.id)
-            .unwrap();
+        let object = objects.keys().await.unwrap().verify(&claim.id).unwrap();
         let path = folder.path().join(objects.path(&object).as_ref());
         std::fs::write(path, "the whole").unwrap();
         let damaged = objects.fetch(&claim.id).await.unwrap_err();
         assert_eq!(damaged.kind(), Kind::ClaimDamaged);
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_hangs_takes_no_more_than_its_threads_and_is_then_left_in_peace() {
+        let folder = tempfile::tempdir().unwrap();
+        let objects = open(folder.path());
+        let (good, bad) = (keep(&objects, "good").await, keep(&objects, "bad").await);
+        let object = objects.keys().await.unwrap().verify(&bad.id).unwrap();
+        let path = folder.path().join(objects.path(&object).as_ref());
+        std::fs::remove_file(&path).unwrap();
+        // Whoever opens it waits for somebody who writes.
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.unwrap().success());
+        let mut asked = tokio::task::JoinSet::new();
+        for _ in 0..300 {
+            let (objects, id) = (Arc::clone(&objects), bad.id.clone());
+            asked.spawn(async move { objects.fetch(&id).await.unwrap_err().kind() });
+        }
+        while objects.calls.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        tokio::time::pause();
+        let mut kinds = Vec::new();
+        while !asked.is_empty() {
+            tokio::time::advance(PATIENCE).await;
+            kinds.extend(std::iter::from_fn(|| asked.try_join_next()));
+        }
+        let kinds: Vec<Kind> = kinds.into_iter().map(Result::unwrap).collect();
+        let begun = Instant::now();
+        let refused = objects.fetch(&good.id).await;
+        let (waited, free) = (begun.elapsed(), objects.calls.available_permits());
+        tokio::time::resume();
+        // Before anything fails: the test itself would wait for the threads.
+        let ends = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path);
+        let _ends = ends.unwrap();
+        assert!(kinds.iter().all(|kind| *kind == Kind::ClaimStore));
+        assert_eq!(refused.unwrap_err().kind(), Kind::ClaimStore);
+        assert_eq!(waited, Duration::ZERO, "nobody waits for it");
+        assert_eq!(free, 0, "the threads are not back");
+        loop {
+            match objects.fetch(&good.id).await {
+                Ok(body) => break assert_eq!(body, "good"),
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! How a shared place is reached, and how long it is waited for.
 
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,13 +9,16 @@ use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ObjectStore, RetryConfig};
-use tokio::time::timeout;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::{Instant, timeout_at};
 
 use super::Objects;
+use crate::claims::answers::AWAY;
 use crate::claims::http::Connector;
 use crate::config::model::{Bucket, ObjectPlace};
 use crate::error::{Error, Kind};
-use crate::lifecycle::folder;
+use crate::lifecycle::{self, folder};
 
 /// How long a request to the place may take that carries next to nothing, with its repetitions.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -23,12 +27,21 @@ const PATIENCE_MAX: Duration = Duration::from_secs(300);
 /// Bytes a second under which a place is too slow.
 const SLOWEST: u64 = 1 << 20;
 const RETRIES: usize = 2;
-/// When a caller may come back after a place that is away.
-pub(super) const AFTER: Duration = Duration::from_secs(1);
+/// Calls to a folder that are under way, at most. Each has a thread, which nobody can take back from a file system that
+/// hangs; a worker has 512 of them for all that it does.
+const FOLDER_CALLS: usize = 64;
 
 /// How long a request may take that carries so many bytes, or puts them together.
 pub(super) fn patience(bytes: u64) -> Duration {
     (PATIENCE + Duration::from_secs(bytes / SLOWEST)).min(PATIENCE_MAX)
+}
+
+/// Calls to a place that may be under way at the same time.
+pub(super) fn calls(at: &ObjectPlace) -> usize {
+    match at {
+        ObjectPlace::Folder(_) => FOLDER_CALLS,
+        ObjectPlace::S3(_) => Semaphore::MAX_PERMITS,
+    }
 }
 
 /// Opens a place; the path is where in it our objects are.
@@ -50,25 +63,86 @@ pub(super) fn open(at: &ObjectPlace) -> io::Result<(Arc<dyn ObjectStore>, Path)>
 }
 
 impl Objects {
-    /// Waits for the place, so long. What is not there is [`Kind::Unknown`].
-    pub(super) async fn done<T>(
+    /// Asks the place, and waits so long. What is not there is [`Kind::Unknown`].
+    ///
+    /// # Errors
+    /// As [`Objects::ask`]; [`Kind::ClaimStore`] with `what` for all else that the place says.
+    pub(super) async fn done<T, F>(
         &self,
         what: &str,
-        (asked, patience): (impl Future<Output = object_store::Result<T>>, Duration),
-    ) -> Result<T, Error> {
-        match timeout(patience, asked).await {
-            Ok(Ok(done)) => Ok(done),
-            Ok(Err(error @ object_store::Error::NotFound { .. })) => {
+        patience: Duration,
+        asks: impl FnOnce(Arc<dyn ObjectStore>) -> F,
+    ) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = object_store::Result<T>> + Send + 'static,
+    {
+        match self.ask(patience, asks).await? {
+            Ok(done) => Ok(done),
+            Err(error @ object_store::Error::NotFound { .. }) => {
                 Err(Error::new(Kind::Unknown, "the claim is not in its store").because(error))
             }
-            Ok(Err(error)) => Err(self.away(what, Some(error))),
-            Err(_) => Err(self.away("does not answer", None)),
+            Err(error) => Err(self.away(what, Some(error))),
         }
+    }
+
+    /// Asks the place; whatever it says within this time. It is a task of its own, so that a caller who leaves does not hide
+    /// that the place hangs, and so that a call to a folder keeps its place among [`FOLDER_CALLS`] until its thread is back.
+    ///
+    /// # Errors
+    /// [`Kind::ClaimStore`] if it says nothing, or is known to say nothing.
+    pub(super) async fn ask<T, F>(
+        &self,
+        patience: Duration,
+        asks: impl FnOnce(Arc<dyn ObjectStore>) -> F,
+    ) -> Result<object_store::Result<T>, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = object_store::Result<T>> + Send + 'static,
+    {
+        let asking = self
+            .answers
+            .may_ask()
+            .map_err(|after| self.away("did not answer a moment ago", None).after(after))?;
+        let asked = asks(Arc::clone(&self.store));
+        let (calls, hangs) = (Arc::clone(&self.calls), self.folder.is_some());
+        let (said, hears) = oneshot::channel();
+        let call = async move {
+            let until = Instant::now() + patience;
+            let under_way = match asking.probes() {
+                true => calls.try_acquire().ok(),
+                false => timeout_at(until, calls.acquire())
+                    .await
+                    .ok()
+                    .and_then(Result::ok),
+            };
+            let Some(_under_way) = under_way else {
+                // Others may be long but in time, which says nothing of the place; if it was away before, it still is.
+                if asking.probes() {
+                    asking.told(false);
+                }
+                return;
+            };
+            let mut asked = pin!(asked);
+            let Ok(done) = timeout_at(until, &mut asked).await else {
+                asking.told(false);
+                drop((asking, said));
+                if hangs {
+                    drop(asked.await);
+                }
+                return;
+            };
+            asking.told(true);
+            // Whoever asked may have left.
+            said.send(done).ok();
+        };
+        lifecycle::spawn(&Handle::current(), "claim", call);
+        hears.await.map_err(|_| self.away("does not answer", None))
     }
 
     pub(super) fn away(&self, what: &str, cause: Option<object_store::Error>) -> Error {
         let detail = format!("the claim store {} {what}", self.name);
-        let error = Error::new(Kind::ClaimStore, detail).after(AFTER);
+        let error = Error::new(Kind::ClaimStore, detail).after(AWAY);
         match cause {
             Some(cause) => error.because(cause),
             None => error,

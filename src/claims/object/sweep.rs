@@ -24,9 +24,11 @@ impl Objects {
     pub async fn sweep(&self, now: SystemTime) -> Result<u64, Error> {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / HOUR;
         let now = hour_text(u32::try_from(now).unwrap_or(u32::MAX));
-        let prefix = (!self.prefix.as_ref().is_empty()).then_some(&self.prefix);
-        let listed = (self.store.list_with_delimiter(prefix), PATIENCE);
-        let found = self.done("cannot be looked through", listed).await?;
+        let prefix = self.listed();
+        let listed = self.done("cannot be looked through", PATIENCE, |store| async move {
+            store.list_with_delimiter(prefix.as_ref()).await
+        });
+        let found = listed.await?;
         let mut deleted = 0;
         for hour in found.common_prefixes {
             match hour.filename() {
@@ -45,14 +47,17 @@ impl Objects {
         let mut going = self.store.delete_stream(paths);
         let mut deleted = 0;
         loop {
-            let next = async {
-                match going.next().await {
+            let next = self.done("does not delete", PAGE, |_| async move {
+                let next = match going.next().await {
                     // Another sidecar may have been first.
-                    Some(Err(StoreError::NotFound { .. })) => Ok(Some(0)),
-                    next => next.transpose().map(|next| next.map(|_| 1)),
-                }
-            };
-            match self.done("does not delete", (next, PAGE)).await? {
+                    Some(Err(StoreError::NotFound { .. })) => Some(0),
+                    next => next.transpose()?.map(|_| 1),
+                };
+                Ok((going, next))
+            });
+            let (rest, next) = next.await?;
+            going = rest;
+            match next {
                 Some(one) => deleted += one,
                 None => break,
             }
@@ -80,7 +85,7 @@ pub(super) fn hour_text(hour: u32) -> String {
     text
 }
 
-fn is_hour(name: &str) -> bool {
+pub(super) fn is_hour(name: &str) -> bool {
     let shape = |(at, byte): (usize, u8)| match at {
         4 | 7 => byte == b'-',
         10 => byte == b'T',

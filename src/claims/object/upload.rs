@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
-use object_store::{MultipartUpload, ObjectStoreExt as _};
+use object_store::{Error as StoreError, MultipartUpload, ObjectStoreExt as _};
 use tokio::runtime::Handle;
 
 use super::place::{PATIENCE, patience};
@@ -21,8 +21,7 @@ const PARTS_MAX: u64 = 10_000;
 #[derive(Debug)]
 pub struct Upload {
     place: Arc<Objects>,
-    /// Until it is complete.
-    upload: Option<Box<dyn MultipartUpload>>,
+    begun: Begun,
     object: Object,
     /// Bytes of each part but the last: some stores want all alike.
     part_len: usize,
@@ -53,15 +52,37 @@ impl Objects {
         object: Object,
         most: u64,
     ) -> Result<Upload, Error> {
+        // Before there is anything: a place with bodies and no key has lost it.
+        self.keys().await?;
         let path = self.path(&object);
-        let begun = (self.store.put_multipart(&path), PATIENCE);
+        let begun = self.done("does not take the body", PATIENCE, |store| async move {
+            store.put_multipart(&path).await
+        });
         Ok(Upload {
-            upload: Some(self.done("does not take the body", begun).await?),
+            begun: Begun {
+                upload: Some(begun.await?),
+                place: Arc::clone(self),
+            },
             place: Arc::clone(self),
             object,
             part_len: part_len(most),
             buffer: Vec::new(),
         })
+    }
+}
+
+/// What the place knows of an upload, and gives up with this.
+#[derive(Debug)]
+struct Begun {
+    place: Arc<Objects>,
+    /// Until it is complete.
+    upload: Option<Box<dyn MultipartUpload>>,
+}
+
+impl Begun {
+    /// There is nothing left to give up.
+    fn is_whole(&mut self) {
+        self.upload = None;
     }
 }
 
@@ -93,9 +114,14 @@ impl Upload {
     async fn flush(&mut self) -> Result<(), Error> {
         let bytes = Bytes::from(std::mem::take(&mut self.buffer));
         let patience = patience(bytes.len() as u64);
-        let put = open(self.upload.as_mut())?.put_part(bytes.into());
+        let put = self
+            .begun
+            .upload
+            .as_mut()
+            .map(|upload| upload.put_part(bytes.into()));
+        let put = async move { put.ok_or_else(complete_already)?.await };
         self.place
-            .done("does not take the body", (put, patience))
+            .done("does not take the body", patience, |_| put)
             .await
     }
 
@@ -107,18 +133,29 @@ impl Upload {
         if !self.buffer.is_empty() {
             self.flush().await?;
         }
-        let completed = open(self.upload.as_mut())?.complete();
-        let completed = (completed, patience(self.object.length));
-        self.place.done("does not take the body", completed).await?;
-        self.upload = None;
+        let mut begun = self.begun;
+        let complete = async move {
+            begun
+                .upload
+                .as_mut()
+                .ok_or_else(complete_already)?
+                .complete()
+                .await?;
+            begun.is_whole();
+            Ok(())
+        };
+        let patience = patience(self.object.length);
+        self.place
+            .done("does not take the body", patience, |_| complete)
+            .await?;
         let object = Object {
             audience,
             expires: expiry(self.place.ttl).min(u64::from(self.object.hour) * HOUR),
             ..self.object
         };
-        let signer = self.place.signer().await?;
+        let keys = self.place.keys().await?;
         Ok(Claim {
-            id: signer.sign_object(&object),
+            id: keys.sign(&object),
             digest,
             size: object.length,
             expires: UNIX_EPOCH + Duration::from_secs(object.expires),
@@ -126,21 +163,24 @@ impl Upload {
     }
 }
 
-fn open(
-    upload: Option<&mut Box<dyn MultipartUpload>>,
-) -> Result<&mut Box<dyn MultipartUpload>, Error> {
-    upload.ok_or_else(|| Error::new(Kind::Internal, "the body is complete already"))
+fn complete_already() -> StoreError {
+    StoreError::Generic {
+        store: "upload",
+        source: "the body is complete already".into(),
+    }
 }
 
-impl Drop for Upload {
+impl Drop for Begun {
     fn drop(&mut self) {
         let (Some(mut upload), Ok(runtime)) = (self.upload.take(), Handle::try_current()) else {
             return;
         };
         let place = Arc::clone(&self.place);
         lifecycle::spawn(&runtime, "claim", async move {
-            let aborted = (upload.abort(), PATIENCE);
-            if let Err(error) = place.done("does not give up a body", aborted).await {
+            let aborted = place.done("does not give up a body", PATIENCE, |_| async move {
+                upload.abort().await
+            });
+            if let Err(error) = aborted.await {
                 let store = &place.name;
                 tracing::warn!(store, %error, "parts of a body that broke off are left for the place to collect");
             }

@@ -189,7 +189,11 @@ impl Fetch {
         }
         let place = Place::Claim(&reference.claim);
         let service = (&*reference.origin, &*reference.instance);
-        self.of_service(service, (place, trace), (how, limit)).await
+        let found = self.of_service(service, (place, trace), (how, limit)).await;
+        found.map_err(|error| match (form, error.kind()) {
+            (Form::Shared, Kind::Unresolved | Kind::Unknown) => keyless(error),
+            _ => error,
+        })
     }
 
     /// Looks into our own stores.
@@ -272,6 +276,15 @@ fn in_order(upstream: &Upstream, instance: &str) -> Vec<Arc<Endpoint>> {
         endpoints.sort_by_key(|endpoint| endpoint.address.to_string() != instance);
     }
     endpoints
+}
+
+/// What it means that neither we nor the service that kept a body in a shared place know it.
+fn keyless(error: Error) -> Error {
+    let detail = format!(
+        "no shared place in `claims` has the key that signed this claim: another place, or one that lost its `key`; and {}",
+        error.detail()
+    );
+    Error::new(error.kind(), detail).because(error)
 }
 
 /// Whether a failure was said by the address itself: then it is not away, whatever it says of one body.
