@@ -143,10 +143,9 @@ pub fn of_claim(error: &Error) -> Verdict {
         | Kind::Deadline
         | Kind::Overloaded
         | Kind::ClaimStore
-        | Kind::Reset
         | Kind::TlsFailed => Verdict::NotHydrated(error.retry_after()),
-        // Not here, or of a service that nobody configured: another replica, time or a reload may help. Whoever writes
-        // such a record must not hold up a lane for as long as he likes.
+        // Not here, or of a service that nobody configured, or it broke off: another replica, time or a reload may help.
+        // Whoever writes such a record, or sends such a body, must not hold up a lane for as long as he likes.
         _ => Verdict::Retry(error.retry_after()),
     }
 }
@@ -293,7 +292,12 @@ mod tests {
         for kind in [Kind::Unreachable, Kind::Deadline, Kind::ClaimStore] {
             assert_eq!(check(kind), Verdict::NotHydrated(None), "{kind:?}");
         }
-        for kind in [Kind::Unknown, Kind::Unresolved, Kind::BadAnswer] {
+        for kind in [
+            Kind::Unknown,
+            Kind::Unresolved,
+            Kind::BadAnswer,
+            Kind::Reset,
+        ] {
             assert_eq!(check(kind), Verdict::Retry(None), "{kind:?}");
         }
     }

@@ -209,6 +209,22 @@ async fn what_can_not_be_fetched_goes_slim_or_to_the_dead_letters_if_the_subscri
 }
 
 #[tokio::test]
+async fn a_body_that_always_breaks_off_costs_its_message_the_attempts_and_no_more() {
+    let orders = Orders::start("origin", "1h").await;
+    orders.publish(&order(1)).await;
+    let api = App::by(|_| Answer::ok().body(order(1)).torn()).await;
+    let app = App::agreeable().await;
+    let grave = broker::topic("broken-off", 1);
+    let retry = "retry: { attempts: 2, backoff: 20ms..50ms }";
+    let rule = format!("hydrate: eager, dead_letter: {grave}, {retry}");
+    let receiver = asking(&api, &app, &orders.topic, &[&rule]).await;
+    let letter = topic::read(&broker::address(), &grave, 1).await.remove(0);
+    let attempts = letter.header("wayside-dead-attempts");
+    assert_eq!((attempts.as_deref(), app.count()), (Some("2"), 0));
+    assert!(receiver.stop().await && orders.sidecar.stop().await);
+}
+
+#[tokio::test]
 async fn a_dead_letter_is_whole_and_can_be_put_back_when_its_origin_is_gone() {
     let orders = Orders::start("disk", "1h").await;
     orders.publish(&order(1)).await;
@@ -470,6 +486,22 @@ kafka: {{ brokers: [\"{}\"] }}
     assert_eq!((first.status.as_u16(), last.status.as_u16()), (410, 200));
     let detail = first.json()["detail"].to_string();
     assert!(detail.contains("before its time"), "{detail}");
+    let app = App::agreeable().await;
+    let rule = format!(
+        "topic: {topic}, group: {}, hydrate: lazy",
+        broker::unique("g")
+    );
+    let services = orders_at(sidecar.inbound());
+    let receiver = reading(app.address, ("", &services), &[rule]).await;
+    let claim = claims(&app, 40).await.remove(0);
+    let reply = fetch(&receiver, &claim, "").await;
+    let detail = reply.json()["detail"].to_string();
+    assert_eq!(reply.status, 410, "{detail}");
+    assert!(
+        detail.contains("before its time"),
+        "whoever reads is told why: {detail}"
+    );
+    assert!(receiver.stop().await);
     let store = ["store=\"bodies\""];
     let counted = async || {
         let evicted = sidecar.metric("wayside_claim_evicted_bytes_total", &store);

@@ -18,6 +18,8 @@ use crate::upstream::{Connection, Endpoint, Upstream, Version, Wait};
 const CONNECT: Duration = Duration::from_secs(1);
 /// Bytes of a refusal that are read.
 const REFUSAL_MAX: usize = 64 << 10;
+/// Characters of another sidecar's words that are passed on.
+const DETAIL_MAX: usize = 200;
 /// The longest `Retry-After` of an origin that is passed on.
 const RETRY_AFTER_MAX: u64 = 300;
 
@@ -143,8 +145,14 @@ fn refused(
         StatusCode::MISDIRECTED_REQUEST => {
             Error::new(Kind::Elsewhere, "another instance keeps the claim")
         }
-        StatusCode::GONE => Error::new(Kind::Expired, "the claim is no longer kept"),
-        StatusCode::BAD_GATEWAY if names_damage(body) => Error::new(
+        StatusCode::GONE => Error::new(
+            Kind::Expired,
+            match problem(body, Kind::Expired) {
+                Some(detail) => format!("{service} says of it: {detail}"),
+                None => "the claim is no longer kept".to_owned(),
+            },
+        ),
+        StatusCode::BAD_GATEWAY if problem(body, Kind::ClaimDamaged).is_some() => Error::new(
             Kind::ClaimDamaged,
             "the service that keeps the claim finds it damaged",
         ),
@@ -209,18 +217,17 @@ pub(super) fn slow() -> Error {
     Error::new(Kind::Deadline, "the claim did not come in time").retry(error::Retry::NoAnswer)
 }
 
-/// Whether an answer is the origin's own word that its copy is damaged.
-fn names_damage(body: &Result<Bytes, Error>) -> bool {
+/// What an answer says in detail, if it is a sidecar's own word (RFC 9457) that a claim is of this kind.
+fn problem(body: &Result<Bytes, Error>, kind: Kind) -> Option<String> {
     #[derive(serde::Deserialize)]
-    struct Problem<'a> {
-        #[serde(borrow)]
-        r#type: &'a str,
+    struct Problem {
+        r#type: String,
+        #[serde(default)]
+        detail: String,
     }
-    let problem = body
-        .as_ref()
-        .ok()
-        .and_then(|body| serde_json::from_slice::<Problem<'_>>(body).ok());
-    problem.is_some_and(|problem| problem.r#type.ends_with(Kind::ClaimDamaged.word()))
+    let problem: Problem = serde_json::from_slice(body.as_ref().ok()?).ok()?;
+    let detail = problem.detail.chars().take(DETAIL_MAX).collect();
+    problem.r#type.ends_with(kind.word()).then_some(detail)
 }
 
 #[cfg(test)]
