@@ -235,13 +235,16 @@ fn pointer(text: &str) -> Pointer {
 /// [`Kind::BadRequest`] for something that is no list of JSON pointers, and above 64 fields.
 pub fn fields_of(query: &str) -> Result<Option<Vec<Pointer>>, Error> {
     let refuse = |detail: &'static str| Error::new(Kind::BadRequest, detail);
+    let wrong = || refuse("fields is not a list of JSON pointers like /lines,/a/b");
     let mut lists = Vec::new();
-    let values = query.split('&');
-    for value in values.filter_map(|pair| pair.strip_prefix("fields=")) {
+    let values = query.split('&').filter_map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (name == "fields").then_some(value)
+    });
+    for value in values {
         // Many clients encode the commas too, so they are looked for only after decoding.
         let list = String::from_utf8(key::percent_decoded(value)).ok();
-        let list = list.filter(|list| list.starts_with('/'));
-        let wrong = || refuse("fields is not a list of JSON pointers like /lines,/a/b");
+        let list = list.filter(|list| list.starts_with('/') && !list.ends_with(','));
         lists.push(list.ok_or_else(wrong)?);
     }
     let lists = lists.join(",");
@@ -251,8 +254,17 @@ pub fn fields_of(query: &str) -> Result<Option<Vec<Pointer>>, Error> {
     if list.split(",/").nth(FIELDS_MAX).is_some() {
         return Err(refuse("more than 64 fields are asked for"));
     }
+    if escapes_wrongly(list) {
+        return Err(wrong());
+    }
     let pointers = list.split(",/").map(|field| pointer(&format!("/{field}")));
     Ok(Some(pointers.collect()))
+}
+
+/// Whether a `~` stands for nothing (RFC 6901 section 3).
+fn escapes_wrongly(pointers: &str) -> bool {
+    let mut after = pointers.split('~').skip(1);
+    after.any(|rest| !rest.starts_with(['0', '1']))
 }
 
 fn text_of(body: &[u8]) -> Result<&str, Error> {

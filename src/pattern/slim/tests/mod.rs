@@ -375,6 +375,10 @@ fn a_projection_is_a_document_with_just_the_fields() {
         "fields=lines",
         "fields=%ff",
         "fields=/a&fields=b",
+        "fields=/id,",
+        "fields",
+        "fields=/a~2b",
+        "fields=/a,/b~",
     ] {
         assert_eq!(fields_of(wrong).expect_err(wrong).kind(), Kind::BadRequest);
     }
