@@ -10,8 +10,9 @@ use http::header::{CONTENT_LENGTH, HOST, HeaderName, HeaderValue};
 
 use super::{bad_config, complain, load, tell};
 use crate::body::Body;
+use crate::claims::Origin;
 use crate::config::model::{
-    Accept, Config, ENDLESS, Forward, Pattern, Publish, Rewrite, Route, SlimRule, Track,
+    Accept, ClaimPlace, Config, ENDLESS, Forward, Pattern, Publish, Rewrite, Route, SlimRule, Track,
 };
 use crate::error::{Error, Kind, Violations};
 use crate::kafka::properties::Judge;
@@ -20,6 +21,7 @@ use crate::listen::head;
 use crate::pattern::forward::ends_here;
 use crate::pattern::hop;
 use crate::pattern::prefer;
+use crate::pattern::publish::is_json;
 use crate::pattern::slim::{Plan, Slimmed};
 use crate::pattern::validate::{self, Check};
 use crate::reply::headers::RESERVED;
@@ -342,10 +344,21 @@ fn publish(out: &mut String, config: &Config, rule: &Publish, request: &Request,
     };
     say!(out, "publish{event} to topic {}", rule.topic);
     let body = Bytes::copy_from_slice(body.as_bytes());
-    match read(rule, request, &body) {
+    match read(config, rule, request, &body) {
         Ok((slimmed, key)) => {
-            checked(out, rule);
+            if whole_over(rule, request).is_some() {
+                say!(out, "  body: not JSON, so no schema judges it");
+            } else {
+                checked(out, rule);
+            }
             record(out, config, rule, (&slimmed, &body), key);
+            if let Some(over) = whole_over(rule, request).filter(|over| body.len() > *over) {
+                say!(
+                    out,
+                    "  record value: none, since {} bytes are over whole_over {over}",
+                    body.len()
+                );
+            }
             let travelling = record::travelling(request.headers(), &rule.headers);
             let names: Vec<&str> = travelling.keys().map(HeaderName::as_str).collect();
             let names = if names.is_empty() {
@@ -439,6 +452,7 @@ fn replies(out: &mut String, config: &Config, rule: &Publish, request: &Request)
 
 /// What the route would read from the body, or how it would refuse the call.
 fn read(
+    config: &Config,
     rule: &Publish,
     request: &Request,
     body: &Bytes,
@@ -451,12 +465,31 @@ fn read(
         let detail = format!("{} bytes are over max_body {}", body.len(), rule.max_body);
         return Err(Error::new(Kind::BodyTooLarge, detail));
     }
+    let plan = Plan::of(rule);
+    let (headers, path) = (request.headers(), request.uri().path());
+    if whole_over(rule, request).is_some() {
+        let slimmed = Slimmed::default();
+        let key = plan.key(&slimmed, headers, path)?;
+        return Ok((slimmed, key));
+    }
     let found = match &check {
         Some(check) => check.body_here(body)?,
         None => Violations::default(),
     };
-    let keyed = Plan::of(rule).read(body, request.headers(), request.uri().path());
-    validate::judge(found, keyed)
+    let (slimmed, key) = validate::judge(found, plan.read(body, headers, path))?;
+    if let (Some(cut), Some(slim)) = (&slimmed.cut, &rule.slim) {
+        let store = &config.claims[slim.claim.0];
+        if let ClaimPlace::Origin(template) = &store.place {
+            Origin::new(template, store.ttl).path(&cut.body)?;
+        }
+    }
+    Ok((slimmed, key))
+}
+
+/// Above how many bytes the call's body is a claim as a whole, since it is not JSON and the route takes such.
+fn whole_over(rule: &Publish, request: &Request) -> Option<usize> {
+    let over = rule.slim.as_ref()?.whole_over?;
+    (!is_json(request.headers())).then_some(over)
 }
 
 fn record(

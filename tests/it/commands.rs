@@ -206,6 +206,46 @@ fn explain_tells_what_max_forwards_ends_here() {
 }
 
 #[test]
+fn explain_tells_of_slim_bodies_what_the_route_would_do() {
+    let desk = Desk::with(
+        "\
+service: a
+outbound:
+  listen: 127.0.0.1:0
+  routes:
+    - { name: files, match: { host: files }, publish: { topic: f, slim: { keep: [/id], claim: disk, whole_over: 4B } } }
+    - { name: things, match: { host: things }, publish: { topic: t, slim: { keep: [/id], claim: api } } }
+claims: { disk: { disk: bodies }, api: { origin: \"http://things/things/{/id}\" } }
+services: { things: { addresses: [127.0.0.1:1] } }
+kafka: { brokers: [127.0.0.1:1] }
+",
+    );
+    let told = |host: &str, body: &str, kind: &str| {
+        let (url, kind) = (format!("http://{host}/"), format!("content-type: {kind}"));
+        desk.run("explain", &["POST", &url, "-d", body, "-H", &kind])
+            .1
+    };
+    let large = told("files", "a text", "text/plain");
+    assert!(large.contains("202 after"), "{large}");
+    let none = "record value: none, since 6 bytes are over whole_over 4";
+    assert!(large.contains(none), "{large}");
+    let small = told("files", "text", "text/plain");
+    assert!(
+        small.contains("202 after") && !small.contains("whole_over"),
+        "{small}"
+    );
+    let json = told("files", "text", "application/json");
+    assert!(json.contains("400 not-json"), "{json}");
+    let fine = told("things", r#"{"id":1,"x":2}"#, "application/json");
+    assert!(fine.contains("202 after"), "{fine}");
+    let nameless = told("things", r#"{"id":null,"x":2}"#, "application/json");
+    assert!(
+        nameless.contains("400 bad-request") && nameless.contains("/id"),
+        "{nameless}"
+    );
+}
+
+#[test]
 fn explain_tells_what_receivers_would_report_back() {
     let desk = Desk::with(
         "\

@@ -165,7 +165,7 @@ impl Publish {
 }
 
 /// Whether a call's body is JSON, or does not say what it is.
-fn is_json(headers: &HeaderMap) -> bool {
+pub fn is_json(headers: &HeaderMap) -> bool {
     let Some(media_type) = headers.get(CONTENT_TYPE) else {
         return true;
     };
