@@ -81,6 +81,11 @@ fn reader_of(topic: &str, group: &str) -> [u8; 4] {
 impl Read {
     pub(super) fn new((topic, group): (&str, &str), metrics: &Metrics) -> Self {
         let labels = [("topic", topic), ("group", group)];
+        let unknown = |gauge: Gauge| {
+            // Nothing is known before something is delivered, and zero would be a ratio.
+            gauge.set(f64::NAN);
+            gauge
+        };
         Self {
             topic: topic.to_owned(),
             group: group.to_owned(),
@@ -89,8 +94,8 @@ impl Read {
             fields: Mutex::default(),
             replicas: AtomicU32::new(REPLICAS),
             pays: AtomicBool::new(true),
-            ratio: metrics.gauge(&names::HYDRATION_RATIO, &labels),
-            even: metrics.gauge(&names::HYDRATION_BREAK_EVEN, &labels),
+            ratio: unknown(metrics.gauge(&names::HYDRATION_RATIO, &labels)),
+            even: unknown(metrics.gauge(&names::HYDRATION_BREAK_EVEN, &labels)),
         }
     }
 
@@ -179,6 +184,8 @@ impl Read {
             field.bytes *= FADE;
         }
         if recent[DELIVERED] < 1.0 {
+            self.ratio.set(f64::NAN);
+            self.even.set(f64::NAN);
             return;
         }
         let ratio = ratio(&recent);
