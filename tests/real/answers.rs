@@ -72,13 +72,14 @@ kafka:
             .await
     }
 
-    /// The document at a message's address, once it has a result.
+    /// The document at a message's address, once it has a result and is done: the two are told by one record each.
     async fn result(&self, id: &str) -> Value {
         eventually("the result is at its address", SOON, async || {
             let path = format!("/.wayside/messages/{id}");
             let reply = get("billing", &path).send(self.orders.door()).await;
             let document = (reply.status == 200).then(|| reply.json());
-            document.filter(|document| !document["result"].is_null())
+            let is_done = |document: &Value| document["status"] == "done";
+            document.filter(|document| !document["result"].is_null() && is_done(document))
         })
         .await
     }
