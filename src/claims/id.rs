@@ -183,6 +183,11 @@ impl Signer {
         said.tag == self.tag
     }
 
+    /// Whether the other makes the same ids.
+    pub fn is_as(&self, other: &Self) -> bool {
+        self.tag == other.tag
+    }
+
     /// The id of a claim in a folder.
     pub fn sign(&self, place: &Place) -> String {
         self.signed(FOLDER, place.audience, |id| {

@@ -45,7 +45,9 @@ impl Keys {
 
     /// The same place with another key.
     fn followed_by(&self, key: Key) -> Arc<Self> {
-        let known = std::iter::once(&self.signer).chain(&self.earlier);
+        // One that comes back is no earlier one.
+        let next = Signer::new(&key, "");
+        let known = self.all().filter(|signer| !signer.is_as(&next));
         Self::new(key, known.take(EARLIER_MAX).cloned().collect())
     }
 
@@ -118,7 +120,15 @@ impl Objects {
                 store.list_with_delimiter(prefix.as_ref()).await
             })
             .await?;
-        let Ok(found) = found else { return Ok(false) };
+        let found = match found {
+            Ok(found) => found,
+            Err(
+                StoreError::PermissionDenied { .. }
+                | StoreError::Unauthenticated { .. }
+                | StoreError::NotFound { .. },
+            ) => return Ok(false),
+            Err(error) => return Err(self.away("cannot be looked through", Some(error))),
+        };
         let mut folders = found.common_prefixes.iter();
         Ok(folders.any(|folder| folder.filename().is_some_and(sweep::is_hour)))
     }
@@ -152,6 +162,8 @@ impl Objects {
     /// # Errors
     /// [`Kind::ClaimStore`] if the place is away.
     pub async fn look_after_key(&self) -> Result<(), Error> {
+        // Who has not needed it yet learns it now: the more know it, the less it can be lost.
+        self.keys().await?;
         let Some(known) = self.keys.get() else {
             return Ok(());
         };

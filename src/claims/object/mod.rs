@@ -212,10 +212,9 @@ impl Objects {
             let mut at = 0;
             while at < object.length {
                 let end = object.length.min(at + PART_LEN as u64);
-                let reads = path.clone();
-                let part = own.done("cannot be read", patience(end - at), |store| async move {
-                    store.get_range(&reads, at..end).await
-                });
+                let (store, reads) = (Arc::clone(&own.store), path.clone());
+                let read = async move { store.get_range(&reads, at..end).await };
+                let part = own.goes_on("cannot be read", patience(end - at), read);
                 let part = part.await;
                 let broken = part.is_err();
                 if sender.send(part).await.is_err() || broken {

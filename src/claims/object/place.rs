@@ -11,10 +11,10 @@ use object_store::path::Path;
 use object_store::{ObjectStore, RetryConfig};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout;
 
 use super::Objects;
-use crate::claims::answers::AWAY;
+use crate::claims::answers::{AWAY, Asking};
 use crate::claims::http::Connector;
 use crate::config::model::{Bucket, ObjectPlace};
 use crate::error::{Error, Kind};
@@ -104,35 +104,68 @@ impl Objects {
             .answers
             .may_ask()
             .map_err(|after| self.away("did not answer a moment ago", None).after(after))?;
-        let asked = asks(Arc::clone(&self.store));
+        self.asked(Some(asking), patience, asks(Arc::clone(&self.store)))
+            .await
+    }
+
+    /// Goes on with what was begun, whether the place answers others or not: what it has of it would be lost.
+    ///
+    /// # Errors
+    /// As [`Objects::done`].
+    pub(super) async fn goes_on<T, F>(
+        &self,
+        what: &str,
+        patience: Duration,
+        asked: F,
+    ) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = object_store::Result<T>> + Send + 'static,
+    {
+        let done = self.asked(None, patience, asked).await?;
+        done.map_err(|error| self.away(what, Some(error)))
+    }
+
+    async fn asked<T, F>(
+        &self,
+        asking: Option<Asking>,
+        patience: Duration,
+        asked: F,
+    ) -> Result<object_store::Result<T>, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = object_store::Result<T>> + Send + 'static,
+    {
         let (calls, hangs) = (Arc::clone(&self.calls), self.folder.is_some());
         let (said, hears) = oneshot::channel();
         let call = async move {
-            let until = Instant::now() + patience;
-            let under_way = match asking.probes() {
-                true => calls.try_acquire().ok(),
-                false => timeout_at(until, calls.acquire())
+            let probes = asking.as_ref().filter(|asking| asking.probes());
+            let under_way = match probes {
+                Some(_) => calls.try_acquire().ok(),
+                None => timeout(patience, calls.acquire())
                     .await
                     .ok()
                     .and_then(Result::ok),
             };
             let Some(_under_way) = under_way else {
                 // Others may be long but in time, which says nothing of the place; if it was away before, it still is.
-                if asking.probes() {
+                if let Some(asking) = probes {
                     asking.told(false);
                 }
                 return;
             };
             let mut asked = pin!(asked);
-            let Ok(done) = timeout_at(until, &mut asked).await else {
-                asking.told(false);
+            let tell = |answered| asking.iter().for_each(|asking| asking.told(answered));
+            // All of its time begins here: a call that waited for others says nothing of the place.
+            let Ok(done) = timeout(patience, &mut asked).await else {
+                tell(false);
                 drop((asking, said));
                 if hangs {
                     drop(asked.await);
                 }
                 return;
             };
-            asking.told(true);
+            tell(true);
             // Whoever asked may have left.
             said.send(done).ok();
         };

@@ -55,8 +55,15 @@ impl Objects {
         // Before there is anything: a place with bodies and no key has lost it.
         self.keys().await?;
         let path = self.path(&object);
+        let is_folder = self.folder.is_some();
         let begun = self.done("does not take the body", PATIENCE, |store| async move {
-            store.put_multipart(&path).await
+            if !is_folder {
+                return store.put_multipart(&path).await;
+            }
+            // It makes its file on the thread that asks, and a folder that hangs would keep a worker.
+            let runtime = Handle::current();
+            let making = move || runtime.block_on(store.put_multipart(&path));
+            tokio::task::spawn_blocking(making).await?
         });
         Ok(Upload {
             begun: Begun {
@@ -121,7 +128,7 @@ impl Upload {
             .map(|upload| upload.put_part(bytes.into()));
         let put = async move { put.ok_or_else(complete_already)?.await };
         self.place
-            .done("does not take the body", patience, |_| put)
+            .goes_on("does not take the body", patience, put)
             .await
     }
 
@@ -146,7 +153,7 @@ impl Upload {
         };
         let patience = patience(self.object.length);
         self.place
-            .done("does not take the body", patience, |_| complete)
+            .goes_on("does not take the body", patience, complete)
             .await?;
         let object = Object {
             audience,
@@ -177,7 +184,7 @@ impl Drop for Begun {
         };
         let place = Arc::clone(&self.place);
         lifecycle::spawn(&runtime, "claim", async move {
-            let aborted = place.done("does not give up a body", PATIENCE, |_| async move {
+            let aborted = place.goes_on("does not give up a body", PATIENCE, async move {
                 upload.abort().await
             });
             if let Err(error) = aborted.await {
