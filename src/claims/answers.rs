@@ -7,6 +7,8 @@ use tokio::time::Instant;
 
 /// How long nobody asks one that did not answer.
 pub const AWAY: Duration = Duration::from_secs(1);
+/// How long one who finds out for all has for that: what it asks for may take much longer.
+const PROBE: Duration = Duration::from_secs(5);
 /// So often in a row it must not have answered for that: one body that it hangs over is not all of them.
 pub const MISSES: u32 = 3;
 
@@ -24,8 +26,8 @@ struct Known {
     missed: u32,
     /// Since that was too often: until when nobody asks.
     until: Option<Instant>,
-    /// Whether somebody finds out for all.
-    probed: bool,
+    /// Since when somebody finds out for all.
+    probed: Option<Instant>,
 }
 
 /// One who asks. Dropped, it asks no more, whether it heard anything or not.
@@ -52,11 +54,13 @@ impl Answers {
         let probes = match known.until {
             None => false,
             Some(until) => {
-                let left = until.saturating_duration_since(Instant::now());
-                if known.probed || !left.is_zero() {
+                let now = Instant::now();
+                let left = until.saturating_duration_since(now);
+                let probed = known.probed.is_some_and(|since| now < since + PROBE);
+                if probed || !left.is_zero() {
                     return Err(if left.is_zero() { AWAY } else { left });
                 }
-                known.probed = true;
+                known.probed = Some(now);
                 true
             }
         };
@@ -95,7 +99,7 @@ impl Asking {
 impl Drop for Asking {
     fn drop(&mut self) {
         if self.probes {
-            self.answers.known().probed = false;
+            self.answers.known().probed = None;
         }
     }
 }
@@ -149,6 +153,18 @@ mod tests {
         advance(AWAY).await;
         drop(answers.may_ask().expect("one finds out"));
         drop(answers.may_ask().expect("the next one does"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_that_takes_long_makes_way_for_the_next_too() {
+        let answers = Answers::new(MISSES);
+        miss(&answers, MISSES);
+        advance(AWAY).await;
+        let _long = answers.may_ask().expect("one finds out");
+        assert!(is_refused(&answers));
+        advance(PROBE).await;
+        answers.may_ask().expect("another one does").told(true);
+        assert!(!is_refused(&answers));
     }
 
     #[tokio::test(start_paused = true)]
