@@ -21,7 +21,7 @@ use crate::listen::head;
 use crate::pattern::forward::ends_here;
 use crate::pattern::hop;
 use crate::pattern::prefer;
-use crate::pattern::publish::is_json;
+use crate::pattern::publish::over;
 use crate::pattern::slim::{Plan, Slimmed};
 use crate::pattern::validate::{self, Check};
 use crate::reply::headers::RESERVED;
@@ -488,8 +488,7 @@ fn read(
 
 /// Above how many bytes the call's body is a claim as a whole, since it is not JSON and the route takes such.
 fn whole_over(rule: &Publish, request: &Request) -> Option<usize> {
-    let over = rule.slim.as_ref()?.whole_over?;
-    (!is_json(request.headers())).then_some(over)
+    over(rule.slim.as_ref()?.whole_over, request.headers())
 }
 
 fn record(

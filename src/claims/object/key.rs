@@ -6,6 +6,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{Error as StoreError, ObjectStore as _, ObjectStoreExt as _};
@@ -21,7 +22,7 @@ use crate::error::{Error, Kind};
 const LOST: Duration = Duration::from_secs(120);
 /// Keys that are known from before, at most.
 const EARLIER_MAX: usize = 4;
-/// Whoever can read the bodies has no less than the key, so the folder's group has both.
+/// Sidecars that run as several users share a folder by its group.
 const MODE: u32 = 0o640;
 
 type Key = [u8; KEY_LEN];
@@ -69,10 +70,15 @@ impl Keys {
 }
 
 impl Objects {
-    /// The place's keys, asked for once.
+    /// The place's keys.
     pub(super) async fn keys(&self) -> Result<Arc<Keys>, Error> {
-        if let Some(keys) = self.keys.get() {
-            return Ok(keys.load_full());
+        self.known().await.map(ArcSwap::load_full)
+    }
+
+    /// The keys as they are known now, asked for once.
+    async fn known(&self) -> Result<&ArcSwap<Keys>, Error> {
+        if let Some(known) = self.keys.get() {
+            return Ok(known);
         }
         let asking = self.keyless.may_ask().map_err(|after| {
             self.away("did not give its key a moment ago", None)
@@ -80,13 +86,13 @@ impl Objects {
         })?;
         let opened = self.keys.get_or_try_init(|| async {
             let key = self.key().await?;
-            Ok(arc_swap::ArcSwap::new(Keys::new(key, Vec::new())))
+            Ok(ArcSwap::new(Keys::new(key, Vec::new())))
         });
         // With the wait for another who asks for it.
         let opened = timeout(PATIENCE, opened).await;
         let opened = opened.unwrap_or_else(|_| Err(self.away("does not answer", None)));
         asking.told(opened.is_ok());
-        opened.map(arc_swap::ArcSwap::load_full)
+        opened
     }
 
     /// Finds the key, or makes it in a new place.
@@ -163,10 +169,7 @@ impl Objects {
     /// [`Kind::ClaimStore`] if the place is away.
     pub async fn look_after_key(&self) -> Result<(), Error> {
         // Who has not needed it yet learns it now: the more know it, the less it can be lost.
-        self.keys().await?;
-        let Some(known) = self.keys.get() else {
-            return Ok(());
-        };
+        let known = self.known().await?;
         let keys = known.load_full();
         let (store, place) = (&self.name, &self.place);
         match self.read_key().await? {

@@ -20,7 +20,6 @@ const PARTS_MAX: u64 = 10_000;
 /// A body that comes in parts. If it is dropped before its end, what the place took so far is given up.
 #[derive(Debug)]
 pub struct Upload {
-    place: Arc<Objects>,
     begun: Begun,
     object: Object,
     /// Bytes of each part but the last: some stores want all alike.
@@ -70,7 +69,6 @@ impl Objects {
                 upload: Some(begun.await?),
                 place: Arc::clone(self),
             },
-            place: Arc::clone(self),
             object,
             part_len: part_len(most),
             buffer: Vec::new(),
@@ -88,7 +86,7 @@ struct Begun {
 
 impl Begun {
     /// There is nothing left to give up.
-    fn is_whole(&mut self) {
+    fn completed(&mut self) {
         self.upload = None;
     }
 }
@@ -127,7 +125,8 @@ impl Upload {
             .as_mut()
             .map(|upload| upload.put_part(bytes.into()));
         let put = async move { put.ok_or_else(complete_already)?.await };
-        self.place
+        self.begun
+            .place
             .goes_on("does not take the body", patience, put)
             .await
     }
@@ -140,6 +139,7 @@ impl Upload {
         if !self.buffer.is_empty() {
             self.flush().await?;
         }
+        let place = Arc::clone(&self.begun.place);
         let mut begun = self.begun;
         let complete = async move {
             begun
@@ -148,19 +148,19 @@ impl Upload {
                 .ok_or_else(complete_already)?
                 .complete()
                 .await?;
-            begun.is_whole();
+            begun.completed();
             Ok(())
         };
         let patience = patience(self.object.length);
-        self.place
+        place
             .goes_on("does not take the body", patience, complete)
             .await?;
         let object = Object {
             audience,
-            expires: expiry(self.place.ttl).min(u64::from(self.object.hour) * HOUR),
+            expires: expiry(place.ttl).min(u64::from(self.object.hour) * HOUR),
             ..self.object
         };
-        let keys = self.place.keys().await?;
+        let keys = place.keys().await?;
         Ok(Claim {
             id: keys.sign(&object),
             digest,

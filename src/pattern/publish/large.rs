@@ -63,8 +63,8 @@ impl Publish {
     /// Where a body goes that is not JSON, and above how many bytes, if the route takes such.
     pub(super) fn takes_large(&self, headers: &HeaderMap) -> Option<(&Keeping, usize)> {
         let keeping = self.claim.as_ref()?;
-        let over = keeping.whole_over?;
-        (!is_json(headers)).then_some((keeping, over))
+        let over = over(keeping.whole_over, headers)?;
+        Some((keeping, over))
     }
 
     /// Finds the key of a call whose body is in a store, and has that keep it.
@@ -164,8 +164,13 @@ impl Publish {
     }
 }
 
+/// Above how many bytes a call's body is a claim as a whole: `whole_over`, for one that is not JSON.
+pub fn over(whole_over: Option<usize>, headers: &HeaderMap) -> Option<usize> {
+    whole_over.filter(|_| !is_json(headers))
+}
+
 /// Whether a call's body is JSON, or does not say what it is.
-pub fn is_json(headers: &HeaderMap) -> bool {
+fn is_json(headers: &HeaderMap) -> bool {
     let Some(media_type) = headers.get(CONTENT_TYPE) else {
         return true;
     };

@@ -25,7 +25,7 @@ use uuid::Uuid;
 use self::answering::Published;
 use self::identity::Key;
 use self::large::Content;
-pub use self::large::is_json;
+pub use self::large::over;
 use super::answers::Answers;
 use super::outbox::Outbox;
 use super::prefer;
